@@ -1,0 +1,92 @@
+"""axplain: axiom-checked explanations of PyTorch models. Importing it loads neither torch nor any plugin."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from axplain.discovery import Catalog, catalog, describe, methods
+    from axplain.door import shared
+    from axplain.engine import Engine
+    from axplain.errors import (
+        ArgumentError,
+        AxplainError,
+        AxplainWarning,
+        MissingExtra,
+        PluginError,
+        SpecError,
+        UnknownMethod,
+        UnsupportedModel,
+    )
+    from axplain.explanation import Cost, Explanation
+    from axplain.face import estimate, explain
+    from axplain.guard import evaluating
+    from axplain.hooks import hookimpl
+    from axplain.references import distribution
+    from axplain.specs import Spec
+    from axplain.targets import neuron
+
+#: public name -> module that holds it; loaded on first use
+_HOMES = {
+    "ArgumentError": "errors",
+    "AxplainError": "errors",
+    "AxplainWarning": "errors",
+    "Catalog": "discovery",
+    "Cost": "explanation",
+    "Engine": "engine",
+    "Explanation": "explanation",
+    "MissingExtra": "errors",
+    "PluginError": "errors",
+    "Spec": "specs",
+    "SpecError": "errors",
+    "UnknownMethod": "errors",
+    "UnsupportedModel": "errors",
+    "catalog": "discovery",
+    "describe": "discovery",
+    "distribution": "references",
+    "estimate": "face",
+    "evaluating": "guard",
+    "explain": "face",
+    "hookimpl": "hooks",
+    "methods": "discovery",
+    "neuron": "targets",
+    "shared": "door",
+}
+
+__all__ = [
+    "ArgumentError",
+    "AxplainError",
+    "AxplainWarning",
+    "Catalog",
+    "Cost",
+    "Engine",
+    "Explanation",
+    "MissingExtra",
+    "PluginError",
+    "Spec",
+    "SpecError",
+    "UnknownMethod",
+    "UnsupportedModel",
+    "catalog",
+    "describe",
+    "distribution",
+    "estimate",
+    "evaluating",
+    "explain",
+    "hookimpl",
+    "methods",
+    "neuron",
+    "shared",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'axplain' has no attribute {name!r}")
+    # not stored: `axplain.discovery` is a module, too, and importing that would hide the function again
+    return getattr(importlib.import_module(f"axplain.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

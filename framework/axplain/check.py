@@ -1,0 +1,69 @@
+"""Checks one answer: the completeness residual, and whether the model gives one number for one input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from axplain.engine import Engine
+from axplain.errors import warn
+from axplain.problem import Problem, References
+from axplain.protocols import Outcome
+from axplain.specs import Claim
+from axplain.structure import map_tensors, total
+
+
+def completeness(problem: Problem, engine: Engine, outcome: Outcome) -> dict[str, Tensor]:
+    """Return the residual sum(attributions) - (F(x) - mean F(x')) and that difference: (batch,) each, in float64.
+
+    Where the method drew references, x' runs over the ones it drew, as often as it drew them. One pass asks for both
+    ends, and its F(x) is a second witness of one that is known already.
+    """
+    references = problem.reference_table()
+    columns = outcome.columns
+    index = references.index if columns is None else references.index[:, columns.to(problem.device)]
+    rows, asker, place = _distinct_questions(problem, references, index)
+    x = map_tensors(lambda clean, table: torch.cat([clean, table[rows]]), problem.inputs, references.rows)
+    with engine.checking():
+        value = engine.ask(problem, x, torch.cat([problem.everyone(), asker]), "value").value
+    assert value is not None, "a value was asked for"
+    clean, baseline = value[: problem.batch].double(), value[problem.batch :].double()
+    if problem.clean is not None:
+        _compare(problem.clean.double(), clean, problem.inputs[0].dtype)
+    difference = clean - baseline[place].view(index.shape).mean(1)
+    return {"completeness": total(outcome.attributions) - difference, "difference": difference}
+
+
+def _distinct_questions(problem: Problem, references: References, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the reference rows to ask, an example that asks each, and where each of `index` finds its answer."""
+    variants = problem.variants()
+    pairs = torch.stack([index.flatten(), variants[:, None].expand_as(index).flatten()], 1)
+    distinct, place = torch.unique(pairs, dim=0, return_inverse=True)
+    asker = torch.zeros(int(variants.max()) + 1, dtype=torch.long, device=problem.device)
+    asker[variants] = problem.everyone()  # any example of a variant may ask for all of them
+    return distinct[:, 0], asker[distinct[:, 1]], place
+
+
+def _compare(before: Tensor, after: Tensor, dtype: torch.dtype) -> None:
+    """Warn where the model gave two values for one input; rounding by batch size stays below the bound."""
+    loose = 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
+    if not torch.allclose(before, after, rtol=loose, atol=loose):
+        worst = float((before - after).abs().max())
+        warn(
+            f"the model is not deterministic: two passes over the same input differ by {worst:.3g}, so an explanation "
+            "explains neither. Call model.eval(), and look for state that the forward pass changes."
+        )
+
+
+def warn_incomplete(claim: Claim, residual: Tensor, scale: Tensor, method: str) -> None:
+    """Warn where a residual is larger than the spec allows, as a fraction of |F(x) - F(x')|."""
+    if claim.warn_above is None:
+        return
+    floor = 1e-6 * float(scale.abs().max())
+    wrong = residual.abs() > claim.warn_above * scale.abs() + floor
+    if bool(wrong.any()):
+        worst = int((residual.abs() / (scale.abs() + floor + 1e-30)).argmax())
+        warn(
+            f"{method}: the attributions of example {worst} sum to {float(residual[worst]):+.3g} more than "
+            f"F(x) - F(x') = {float(scale[worst]):.3g}, beyond {claim.warn_above:.0%} of it. {claim.cure}"
+        )

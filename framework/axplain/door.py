@@ -1,0 +1,323 @@
+"""The one door: every argument of a call is normalised here, once; every error names the argument."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.discovery import catalog
+from axplain.errors import ArgumentError
+from axplain.model import Model
+from axplain.parameters import Call, settle, settle_parameter
+from axplain.problem import Arguments, Problem
+from axplain.protocols import Modality
+from axplain.randomness import Key
+from axplain.references import resolve_references
+from axplain.registry import registry
+from axplain.specs import BaselineKind, Spec
+from axplain.structure import Structure, Tensors, structure_of
+from axplain.targets import CallableTarget, IndexTarget, Neuron, OutputTarget, Target, resolve_neuron
+
+
+@attrs.frozen
+class Shared:
+    """An argument that is passed as it is; made by `axplain.shared`."""
+
+    value: Any
+
+
+def shared(value: Any) -> Any:
+    """Pass an additional argument to the model as it is, even if its first dimension happens to equal the batch."""
+    return Shared(value)
+
+
+@attrs.frozen(eq=False)
+class Question:
+    """A normalised call, before the first forward pass. `target` is None where the predicted class is meant."""
+
+    call: Call
+    problem: Problem
+    structure: Structure
+    target: Target | None
+    batch_size: int | Literal["auto"]
+    tolerance: float | None
+    verify: bool
+    seed: int
+    modality: str | None
+
+
+def question(
+    model: Any,
+    x: Any,
+    method: Any,
+    *,
+    target: Any,
+    baselines: Any,
+    layer: Any,
+    feature_mask: Any,
+    additional_forward_args: Any,
+    forward_kwargs: Any,
+    noise: Any,
+    modality: Any,
+    batch_size: Any,
+    seed: int,
+    tolerance: Any,
+    verify: Any,
+    parameters: Mapping[str, Any],
+) -> Question:
+    """Normalise every argument of `explain`.
+
+    Raises:
+        ArgumentError: an argument cannot be used; the message names it.
+        UnknownMethod: the method, noise mode, baseline or modality is not installed.
+    """
+    call = settle_call(method, noise, parameters)
+    spec = _innermost(call).spec
+    if layer is not None:
+        raise ArgumentError("layer", f"{layer!r} came", "nothing: in this version every method explains the input", "Leave it out.")
+    if feature_mask is not None:
+        raise ArgumentError("feature_mask", "a mask came", f"nothing: {call.spec.name} does not group features", "Leave it out.")
+    if not callable(model):
+        raise ArgumentError("model", f"{type(model).__name__} came", "a torch.nn.Module or a callable")
+    encoded, modality_name = _encode(x, modality)
+    inputs, structure = _inputs(encoded, call)
+    adapter = Model(model, structure)
+    _check_device(adapter, inputs[0].device)
+    key = Key(_seed(seed))
+    problem = Problem(
+        model=adapter,
+        inputs=inputs,
+        target=OutputTarget(),
+        references=resolve_references(
+            baselines, baseline_kind(call), encoded, inputs, structure, key.at("baselines"), spec.name
+        ),
+        arguments=_arguments(additional_forward_args, forward_kwargs, inputs, structure),
+        key=key,
+    )
+    return Question(
+        call=call,
+        problem=problem,
+        structure=structure,
+        target=_target(target, adapter, len(inputs[0])),
+        batch_size=_batch_size(batch_size),
+        tolerance=_tolerance(tolerance, call, parameters),
+        verify=_flag(verify, "verify"),
+        seed=key.seed,
+        modality=modality_name,
+    )
+
+
+def settle_call(method: Any, noise: Any, parameters: Mapping[str, Any]) -> Call:
+    """Settle the method, wrapped in a noise mode where one is given."""
+    if noise is None:
+        return settle(method, parameters)
+    if isinstance(noise, str):
+        noise = {"mode": noise}
+    if not isinstance(noise, Mapping) or "mode" not in noise:
+        raise ArgumentError("noise", f"{noise!r} came", 'the name of a noise mode or {"mode": name, ...}')
+    mode = catalog().find(noise["mode"], "noise") if isinstance(noise["mode"], str) else noise["mode"]
+    inner = settle(method, parameters)
+    if inner.spec.kind == "noise":
+        raise ArgumentError(
+            "noise", f"{noise['mode']!r} came and method={inner.spec.name!r} is a noise mode itself", "one of the two",
+            f"Write method=..., noise={noise['mode']!r}, or method={inner.spec.name!r}, inner=... .",
+        )  # fmt: skip
+    if "inner" in noise:
+        raise ArgumentError("noise", "the key 'inner' came", "no inner method here: it is method=", "Move it to method=.")
+    rest = {name: value for name, value in noise.items() if name != "mode"}
+    return settle(mode, {**rest, "inner": inner})
+
+
+def baseline_kind(call: Call) -> BaselineKind:
+    """Return what a call takes as baselines; a lift takes what its inner method takes."""
+    return _innermost(call).spec.baseline
+
+
+def _innermost(call: Call) -> Call:
+    return _innermost(call.inner) if call.inner else call
+
+
+def _encode(x: Any, modality: Any) -> tuple[Any, str | None]:
+    if modality is None:
+        return x, None
+    given = {"use": modality} if isinstance(modality, str) else modality
+    if not isinstance(given, Mapping) or not isinstance(given.get("use"), str):
+        raise ArgumentError("modality", f"{modality!r} came", 'a name or {"use": name, ...}')
+    spec = catalog().find(given["use"], "modality")
+    rest = {name: value for name, value in given.items() if name != "use"}
+    unknown = sorted(rest.keys() - spec.parameters.keys())
+    if unknown:
+        raise ArgumentError("modality", f"{spec.name} has no parameter {unknown[0]!r}", f"one of {sorted(spec.parameters)}")
+    values = {
+        name: settle_parameter(f"modality[{name!r}]", parameter, rest.get(name, parameter.default), spec)
+        for name, parameter in spec.parameters.items()
+    }
+    plugin: Modality = registry().build(spec, values)
+    return plugin.encode(x), spec.name
+
+
+def _inputs(x: Any, call: Call) -> tuple[Tensors, Structure]:
+    structure = structure_of(x)
+    if structure is None:
+        raise ArgumentError(
+            "x", f"{type(x).__name__} came", "a tensor, a tuple of tensors or a dict of keyword inputs",
+            f"For pictures, paths and the like pass modality=, one of: {', '.join(catalog().names('modality'))}.",
+        )  # fmt: skip
+    items = (x,) if structure.kind == "tensor" else tuple(x.values() if structure.kind == "dict" else x)
+    labels = structure.labels("x")
+    for label, item in zip(labels, items, strict=True):
+        _check_input(label, item, items[0], call)
+    with torch.inference_mode(False):
+        return tuple(item.clone() if item.is_inference() else item.detach() for item in items), structure
+
+
+def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
+    if not isinstance(item, Tensor):
+        raise ArgumentError(label, f"{type(item).__name__} came", "a tensor")
+    if item.ndim == 0 or len(item) == 0:
+        came = "a tensor without dimensions came" if item.ndim == 0 else "an empty batch came"
+        raise ArgumentError(label, came, "at least one example in the first dimension", "For one example call .unsqueeze(0).")
+    if item.device != first.device:
+        raise ArgumentError(label, f"a tensor on {item.device} came", f"one on {first.device}, as the first input")
+    if len(item) != len(first):
+        raise ArgumentError(
+            label, f"{len(item)} examples came", f"{len(first)}, as in the first input", "The first dimension is the batch."
+        )
+    for spec in _specs(call):
+        if spec.requires.input_dtype == "floating" and not item.is_floating_point():
+            raise ArgumentError(
+                label, f"{item.dtype} came", f"a floating tensor: {spec.name} differentiates with respect to it",
+                "For token ids pass the embeddings (inputs_embeds=...) as x or explain a layer; pass what is not to be "
+                "explained through additional_forward_args or forward_kwargs.",
+            )  # fmt: skip
+    if item.is_floating_point() and not bool(item.isfinite().all()):
+        raise ArgumentError(label, f"{int((~item.isfinite()).sum())} NaN or inf came", "finite numbers")
+
+
+def _specs(call: Call) -> list[Spec]:
+    return [call.spec, *(_specs(call.inner) if call.inner else [])]
+
+
+def _check_device(model: Model, device: torch.device) -> None:
+    if model.module is None:
+        return
+    devices = {parameter.device for parameter in model.module.parameters()}
+    if len(devices) == 1 and device not in devices:  # a model spread over devices moves its inputs itself
+        raise ArgumentError("x", f"a tensor on {device} came", f"one on {devices.pop()}, where the model is", "Move one of them.")
+
+
+def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Structure) -> Arguments:
+    values = () if positional is None else positional if isinstance(positional, tuple) else (positional,)
+    named = {} if keyword is None else keyword
+    if not isinstance(named, Mapping):
+        raise ArgumentError("forward_kwargs", f"{type(named).__name__} came", "a dict of keyword arguments")
+    both = sorted(named.keys() & set(structure.names)) if structure.kind == "dict" else []
+    if both:
+        raise ArgumentError("forward_kwargs", f"{both[0]!r} came", "names that are not in x", "x is explained, these are not.")
+    everything: dict[int | str, Any] = {**dict(enumerate(values)), **named}
+    device, batch = inputs[0].device, len(inputs[0])
+    for name, value in everything.items():
+        if isinstance(value, Tensor) and value.device != device:
+            argument = f"additional_forward_args[{name}]" if isinstance(name, int) else f"forward_kwargs[{name!r}]"
+            raise ArgumentError(argument, f"a tensor on {value.device} came", f"one on {device}, where x is")
+    follow = frozenset(n for n, v in everything.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch)
+    plain = {name: value.value if isinstance(value, Shared) else value for name, value in everything.items()}
+    return Arguments(
+        tuple(plain[i] for i in range(len(values))), {name: plain[name] for name in named}, follow
+    )
+
+
+TARGET_FORMS: Final = "an int, a list or tensor of one int per example, an index tuple, a list of tuples, a callable or a neuron"
+
+
+def _target(given: Any, model: Model, batch: int) -> Target | None:
+    if given is None:
+        return None
+    if isinstance(given, Neuron):
+        return resolve_neuron(given, model)
+    if callable(given) and not isinstance(given, Tensor):
+        return CallableTarget(given)
+    return IndexTarget(_indices(given, batch))
+
+
+def _indices(given: Any, batch: int) -> Tensor:
+    """Return (1 or batch, depth) indices on the CPU."""
+    if isinstance(given, tuple):
+        return torch.tensor([[_index(item) for item in given]])
+    if isinstance(given, list):
+        rows = [[_index(i) for i in item] if isinstance(item, tuple | list) else [_index(item)] for item in given]
+        if len({len(row) for row in rows}) != 1:
+            raise ArgumentError("target", f"{given!r} came", "index tuples of one length")
+        return _per_example(torch.tensor(rows), batch)
+    if hasattr(given, "__array__") and getattr(given, "ndim", 0) > 0 and not isinstance(given, Tensor):
+        given = torch.as_tensor(given)
+    if isinstance(given, Tensor) and given.ndim > 0:
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool or given.ndim > 2:
+            raise ArgumentError("target", f"a tensor of {given.dtype}, shape {tuple(given.shape)} came", TARGET_FORMS)
+        return _per_example(given.detach().cpu().long().reshape(len(given), -1), batch)
+    return torch.tensor([[_index(given)]])
+
+
+def _index(item: Any) -> int:
+    if isinstance(item, Tensor) and item.ndim == 0 and not item.is_floating_point() and item.dtype != torch.bool:
+        return int(item)
+    if isinstance(item, numbers.Integral) and not isinstance(item, bool):
+        return int(item)
+    raise ArgumentError("target", f"{item!r} ({type(item).__name__}) came", TARGET_FORMS)
+
+
+def _per_example(indices: Tensor, batch: int) -> Tensor:
+    if len(indices) not in (1, batch):
+        raise ArgumentError(
+            "target", f"{len(indices)} targets came for {batch} examples", "one for each example",
+            "One index into several dimensions is a tuple, not a list.",
+        )  # fmt: skip
+    return indices
+
+
+def _batch_size(given: Any) -> int | Literal["auto"]:
+    if given == "auto" and isinstance(given, str):
+        return "auto"
+    if isinstance(given, numbers.Integral) and not isinstance(given, bool) and given >= 1:
+        return int(given)
+    raise ArgumentError("batch_size", f"{given!r} came", '"auto" or the number of rows of one pass, at least 1')
+
+
+def _tolerance(given: Any, call: Call, parameters: Mapping[str, Any]) -> float | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 < given < float("inf"):
+        raise ArgumentError("tolerance", f"{given!r} came", "a positive number, in units of the target")
+    composition = call.spec.composition
+    if composition is None or composition.refinement is None:
+        able = [n for (_, n), s in catalog().specs.items() if s.composition and s.composition.refinement]
+        raise ArgumentError(
+            "tolerance", f"{given} came", f"nothing: {call.spec.name} cannot refine", f"Methods that can: {', '.join(able)}."
+        )
+    used = composition.refinement.resolve({name: name for name in call.spec.parameters}).values()
+    idle = sorted(parameters.keys() - set(used))
+    if idle:
+        raise ArgumentError(
+            idle[0], f"{parameters[idle[0]]!r} came beside tolerance={given}", "one of the two",
+            "tolerance= asks for accuracy instead of a fixed rule.",
+        )  # fmt: skip
+    return float(given)
+
+
+def _seed(given: Any) -> int:
+    if isinstance(given, numbers.Integral) and not isinstance(given, bool):
+        return int(given)
+    raise ArgumentError("seed", f"{given!r} came", "a whole number, or None for a fresh one")
+
+
+def _flag(given: Any, argument: str) -> bool:
+    if isinstance(given, bool):
+        return given
+    raise ArgumentError(argument, f"{given!r} came", "True or False")
+
+

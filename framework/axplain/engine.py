@@ -1,0 +1,197 @@
+"""Asks the model: any rows, in chunks that fit in memory, counted, under the right grad mode, with progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.errors import UnsupportedModel, log
+from axplain.memory import remembered, rows_within_budget, saved_bytes
+from axplain.model import RowCount
+from axplain.problem import Problem
+from axplain.protocols import Answers
+from axplain.structure import Tensors, accumulator, map_tensors
+
+Need = Literal["value", "gradient"]
+Progress = Callable[[int, int], None]
+
+#: Below this many rows in all there is nothing to chunk, and measuring would cost as much as the work.
+UNMEASURED_ROWS = 4
+
+
+@attrs.define(eq=False)
+class Engine:
+    """One call's access to the model.
+
+    `batch_size`: rows of a chunk, or "auto". `most_rows`: about how many rows the whole call needs.
+    """
+
+    batch_size: int | Literal["auto"] = "auto"
+    progress: Progress | None = None
+    most_rows: int = 0
+    count: RowCount = attrs.field(factory=RowCount)
+    _checking: bool = attrs.field(default=False, init=False)
+    _limit: dict[Any, int] = attrs.field(factory=dict, init=False)
+
+    def ask(self, problem: Problem, x: Tensors, index: Tensor, need: Need) -> Answers:
+        """Return the target's value, and its gradient if needed, at rows that belong to the examples of `index`.
+
+        Rows are split to what fits in memory; where memory runs out the chunk is halved and the work goes on.
+
+        Raises:
+            UnsupportedModel: the output has no gradient, is not finite, or one row does not fit in memory.
+        """
+        limit = self.rows(problem, need)
+        if len(index) > limit:
+            pieces = [
+                self.ask(problem, map_tensors(lambda t, s=start: t[s : s + limit], x), index[start : start + limit], need)
+                for start in range(0, len(index), limit)
+            ]
+            return _join(pieces)
+        try:
+            answers = self._gradient(problem, x, index) if need == "gradient" else self._value(problem, x, index)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(index) == 1:
+                raise UnsupportedModel("model: memory ran out on a single row; use a smaller input or another device.") from error
+        else:
+            self._report()
+            return answers
+        self._limit[_shape_key(problem, need)] = len(index) // 2
+        log.info("memory ran out at %d rows; going on with %d", len(index), len(index) // 2)
+        return self.ask(problem, x, index, need)
+
+    def output(self, problem: Problem) -> Any:
+        """Return the raw output at the problem's own inputs, without a graph."""
+        with torch.inference_mode(False), torch.no_grad():
+            raw = problem.model(map_tensors(Tensor.clone, problem.inputs), problem.arguments.rows(problem.everyone()))
+        self._count(problem.batch, 0)
+        return raw
+
+    def rows(self, problem: Problem, need: Need) -> int:
+        """Return how many rows one chunk may have for this problem."""
+        key = _shape_key(problem, need)
+        if key not in self._limit:
+            self._limit[key] = self._choose_rows(problem, need)
+        return self._limit[key]
+
+    def blocks(self, problem: Problem, need: Need) -> Iterator[Tensor]:
+        """Yield the examples in blocks that fit in a chunk, as index tensors."""
+        everyone = problem.everyone()
+        yield from everyone.split(self.rows(problem, need))
+
+    def samples(self, block: Problem, count: int, need: Need) -> Iterator[range]:
+        """Yield ranges of samples that fit in a chunk together with the block's examples."""
+        start = 0
+        while start < count:
+            step = max(self.rows(block, need) // block.batch, 1)  # asked each time: memory may have run out
+            yield range(start, min(start + step, count))
+            start += step
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """Count the rows asked inside as rows of the check, not of the method."""
+        before, self._checking = self._checking, True
+        try:
+            yield
+        finally:
+            self._checking = before
+
+    def _choose_rows(self, problem: Problem, need: Need) -> int:
+        if self.batch_size != "auto":
+            return self.batch_size
+        if self.most_rows <= UNMEASURED_ROWS:
+            return max(self.most_rows, 1)
+        key = (_shape_key(problem, "gradient"), torch.is_autocast_enabled(problem.device.type))
+        bytes_per_row = remembered(problem.model.function, key, lambda: self._measure(problem))
+        return rows_within_budget(bytes_per_row, problem.device)
+
+    def _measure(self, problem: Problem) -> int:
+        """Return bytes per row as the difference of two small passes: weights and constants cancel."""
+
+        def run(rows: int) -> int:
+            index = torch.zeros(rows, dtype=torch.long, device=problem.device)
+            x = map_tensors(lambda tensor: tensor[index], problem.inputs)
+            with torch.inference_mode(False), torch.enable_grad():
+                arguments = problem.arguments.rows(index)
+                return saved_bytes(lambda: problem.model(_leaves(x)[1], arguments))
+
+        inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)
+        return max(run(3) - run(2), 0) + inputs
+
+    def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
+        with torch.inference_mode(False), torch.no_grad():
+            value = self._select(problem, map_tensors(Tensor.clone, x), index)
+            self._count(len(index), 0)
+        return Answers(value=_checked(value))
+
+    def _gradient(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves, rows = _leaves(x)
+            value = self._select(problem, rows, index)
+            if not value.requires_grad:
+                raise UnsupportedModel(
+                    "model: its output does not depend differentiably on x: it detaches, rounds, or runs under no_grad. "
+                    "Use a method that needs no gradients, or explain a layer behind that step."
+                )
+            gradients = torch.autograd.grad(value, leaves, torch.ones_like(value), allow_unused=True)
+            self._count(len(index), len(index))
+        terms = tuple(
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(leaves, gradients, strict=True)
+        )
+        return Answers(value=_checked(value.detach()), terms=terms)
+
+    def _select(self, problem: Problem, rows: Tensors, index: Tensor) -> Tensor:
+        raw = problem.model(rows, problem.arguments.rows(index))
+        value = problem.target.select(raw, index)
+        return value.to(accumulator(value.dtype))
+
+    def _count(self, forward: int, backward: int) -> None:
+        if self._checking:
+            self.count.check_forward += forward
+        else:
+            self.count.forward += forward
+            self.count.backward += backward
+
+    def _report(self) -> None:
+        if self.progress and not self._checking:
+            self.progress(min(self.count.forward, self.most_rows), self.most_rows)
+
+
+def _leaves(x: Tensors) -> tuple[Tensors, Tensors]:
+    """Return leaves that require gradients, and copies of them that a model may change in place."""
+    leaves = tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in x)
+    return leaves, map_tensors(Tensor.clone, leaves)
+
+
+def _checked(value: Tensor) -> Tensor:
+    if not bool(value.isfinite().all()):
+        bad = int((~value.isfinite()).sum())
+        raise UnsupportedModel(
+            f"model: the target is NaN or inf at {bad} of {len(value)} rows; look for a division by zero, an overflow "
+            "in half precision, or points that the model was never meant to see."
+        )
+    return value
+
+
+def _shape_key(problem: Problem, need: Need) -> Any:
+    return need, problem.device, tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+
+
+def _join(pieces: list[Answers]) -> Answers:
+    value = torch.cat([piece.value for piece in pieces if piece.value is not None])
+    terms = [piece.terms for piece in pieces if piece.terms is not None]
+    joined = tuple(torch.cat(parts) for parts in zip(*terms, strict=True)) if terms else None
+    return Answers(value=value, terms=joined)

@@ -1,0 +1,328 @@
+"""The public calls that run or price a method: data flows from here to the door, the engine and the explanation."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import platform
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.check import warn_incomplete
+from axplain.composition import run_method
+from axplain.door import Question, baseline_kind, question
+from axplain.engine import Engine
+from axplain.errors import ArgumentError, UnsupportedModel, log
+from axplain.explanation import Cost, Explanation
+from axplain.guard import occupied, untouched, warn_in_training
+from axplain.model import output_tensor
+from axplain.parameters import Call
+from axplain.problem import Problem
+from axplain.protocols import Outcome, Settings
+from axplain.randomness import fresh_seed
+from axplain.registry import registry
+from axplain.specs import Spec
+from axplain.structure import Tensors, accumulator
+from axplain.targets import IndexTarget, NeuronTarget, OutputTarget, Target, rows_of
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _called_like(function: Callable[P, Any]) -> Callable[[Callable[[dict[str, Any]], R]], Callable[P, R]]:
+    """Give a function of a dict of arguments the signature, and the types, of another one."""
+    signature = inspect.signature(function)
+
+    def decorate(body: Callable[[dict[str, Any]], R]) -> Callable[P, R]:
+        @functools.wraps(body)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return body(bound.arguments)
+
+        call.__signature__ = signature.replace(return_annotation=body.__annotations__["return"])  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def explain(
+    model: Callable[..., Any],
+    x: Any,
+    method: str | Path | Spec = "integrated_gradients",
+    *,
+    target: Any = None,
+    baselines: Any = None,
+    layer: Any = None,
+    feature_mask: Any = None,
+    additional_forward_args: Any = None,
+    forward_kwargs: Any = None,
+    noise: Any = None,
+    modality: Any = None,
+    batch_size: int | Literal["auto"] = "auto",
+    seed: int | None = 0,
+    tolerance: float | None = None,
+    verify: bool = True,
+    progress: bool | Callable[[int, int], None] = False,
+    **parameters: Any,
+) -> Explanation:
+    """Attribute one scalar of a model's output, per example, to the elements of its input.
+
+    Args:
+        model: a module or any callable that returns a tensor, a tuple, a dict, or an object with `logits`.
+        x: what is explained, batch first: a tensor, a tuple, a dict of keyword inputs, or anything a modality encodes.
+        method: the name of a method or noise mode, a `Spec`, or the path of a TOML file that composes one.
+        target: an index for all examples; a list, array or tensor with one per example; a tuple into several
+            dimensions, or a list of them; a callable from the raw output to (batch,); `axplain.neuron(layer, index)`.
+            None means the output itself for (batch,) and (batch, 1), the predicted class of x for (batch, classes).
+        baselines: what stands for absence: a number, a tensor, a callable, the name of a baseline plugin or
+            {"use": name, ...}; a tuple or dict of these for several inputs; `axplain.distribution(t)` for a set.
+        layer: reserved: methods of this version explain the input.
+        feature_mask: groups of features, for methods that switch features on and off.
+        additional_forward_args: positional arguments after x, not explained. Tensors with one row per example follow
+            the examples; `axplain.shared(t)` passes a tensor as it is.
+        forward_kwargs: the same, by keyword.
+        noise: a noise mode around the method: a name or {"mode": name, "n_samples": 10, "stdev": 0.1}.
+        modality: how to encode an x that is no tensor: a name or {"use": "image", "transform": ...}.
+        batch_size: rows of one model pass; "auto" measures what fits.
+        seed: of everything drawn; None draws a fresh one and records it.
+        tolerance: refine until the residual is at most this, in units of the target, instead of a fixed rule.
+        verify: check the answer where the method claims completeness, and the model for determinism.
+        progress: True shows a bar; a callback gets (rows done, rows in all), and may raise to cancel.
+        **parameters: of the method; `axplain.describe(method)` lists them.
+
+    Returns:
+        The attributions, mirroring x, with their residual, cost and provenance. Cost in rows: the method's spec.
+
+    Raises:
+        ArgumentError: an argument cannot be used; the message names it.
+        UnknownMethod: the method is not installed.
+        UnsupportedModel: the model does what cannot be explained correctly.
+    """
+    arguments, started = locals(), time.perf_counter()
+    asked = _normalise(arguments)
+    module = asked.problem.model.module
+    warn_in_training(module)
+    hooked = isinstance(asked.target, NeuronTarget)
+    planned = _estimate(asked)
+    with ExitStack() as stack:
+        callback = stack.enter_context(_progress(progress))
+        engine = Engine(asked.batch_size, callback, planned.forward_rows)
+        stack.enter_context(occupied(model, hooked))
+        stack.enter_context(untouched(module, asked.problem.device))
+        stack.enter_context(asked.target.watching(asked.problem.model) if asked.target else _nothing())
+        problem = _aim(asked, engine)
+        registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
+        outcome = run_method(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
+        if callback:
+            callback(planned.forward_rows, planned.forward_rows)
+    explanation = _explanation(asked, problem, outcome, engine, planned.bound, time.perf_counter() - started)
+    _judge(asked.call, outcome)
+    registry().plugins.hook.axplain_after_explain(call=asked.call, explanation=explanation)
+    log.debug("%r cost %s", explanation, explanation.cost)
+    return explanation
+
+
+@_called_like(explain)
+def estimate(arguments: dict[str, Any]) -> Cost:
+    """Return what the same call of `explain` would cost in rows, without running the model.
+
+    Raises:
+        ArgumentError: as `explain` does, for everything that can be seen before the first forward pass.
+    """
+    return _estimate(_normalise(arguments))
+
+
+def _normalise(arguments: dict[str, Any]) -> Question:
+    progress = arguments.pop("progress")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise ArgumentError("progress", f"{progress!r} came", "True, False or a callable that takes (done, total)")
+    if arguments["seed"] is None:
+        arguments["seed"] = fresh_seed()
+    return question(**arguments)
+
+
+def _aim(asked: Question, engine: Engine) -> Problem:
+    """Settle the target, and F(x) where it is needed anyway: for the predicted class, or as a witness of the check."""
+    problem = attrs.evolve(asked.problem, target=asked.target or OutputTarget())
+    checks = asked.verify and asked.call.spec.claim("completeness") is not None
+    if asked.target is not None and not checks:
+        return problem
+    with engine.checking():
+        if asked.target is not None:
+            clean = engine.ask(problem, problem.inputs, problem.everyone(), "value").value
+            return attrs.evolve(problem, clean=clean)
+        target, clean = _predict(problem, engine)
+    return attrs.evolve(problem, target=target, clean=clean)
+
+
+def _predict(problem: Problem, engine: Engine) -> tuple[Target, Tensor]:
+    """Return the predicted class of each example, or the output itself where there is one number, with its value."""
+    seen: list[Tensor] = []
+    for index in engine.blocks(problem, "value"):
+        block = problem.take(index)
+        raw = engine.output(block)
+        output = rows_of(output_tensor(raw), len(index))
+        if output.ndim > 2:
+            raise ArgumentError(
+                "target",
+                f"None came and the model returns {tuple(output.shape)}",
+                f"an index tuple into {tuple(output.shape[1:])}",
+                "There is no predicted class in this shape: say which output is meant.",
+            )
+        seen.append(output.detach().reshape(len(index), -1))
+    output = torch.cat(seen)
+    if not bool(output.isfinite().any(1).all()) or bool(output.isnan().any()):
+        raise UnsupportedModel("model: its output is NaN or all inf for an example of x, so no class is predicted.")
+    target: Target = OutputTarget() if output.shape[1] == 1 else IndexTarget(output.argmax(1, keepdim=True).cpu())
+    value = output.gather(1, output.argmax(1, keepdim=True)).squeeze(1)
+    return target, value.to(accumulator(value.dtype))
+
+
+def _estimate(asked: Question) -> Cost:
+    batch, references = asked.problem.batch, asked.problem.references
+    count = references.count if references else 0
+    forward, backward, bound = _rows(asked.call, batch, count, asked.tolerance)
+    check = _check_rows(asked, forward)
+    if baseline_kind(asked.call) == "reference" and count > 1:
+        forward, backward = forward * count, backward * count
+    return Cost(forward, backward, check, bound)
+
+
+def _rows(call: Call, batch: int, references: int, tolerance: float | None) -> tuple[int, int, str]:
+    cost = call.spec.cost
+    assert cost is not None, "the reader demands a cost of every method"
+    names: dict[str, Any] = {"batch": batch, "references": references}
+    names |= {name: value for name, value in call.values.items() if isinstance(value, int | float)}
+    bound: str = cost.bound
+    if call.inner:
+        forward, backward, inner_bound = _rows(call.inner, batch, references, tolerance)
+        names |= {"inner.forward_rows": forward, "inner.backward_rows": backward}
+        bound = "upper" if inner_bound == "upper" else bound
+    if tolerance is not None and cost.refined_rows is not None:
+        rows = int(cost.refined_rows(names))
+        return rows, rows, "upper"
+    return int(cost.forward_rows(names)), int(cost.backward_rows(names)), bound
+
+
+def _check_rows(asked: Question, forward: int) -> int:
+    """Bound the rows that predict the class, and those that check completeness: F(x) and F(x') of every noisy copy."""
+    batch, references = asked.problem.batch, asked.problem.references
+    checks = asked.verify and asked.call.spec.claim("completeness") is not None
+    rows = batch if checks or asked.target is None else 0
+    inner = asked.call
+    while inner.inner:
+        inner = inner.inner
+    if not checks or references is None or asked.tolerance is not None or inner.spec.claim("completeness") is None:
+        return rows
+    once, _, _ = _rows(inner, batch, references.count, None)
+    copies = forward // once if asked.call.inner else 1
+    return rows + copies * batch * (1 + references.count)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _progress(wanted: bool | Callable[[int, int], None]) -> Iterator[Callable[[int, int], None] | None]:
+    """Turn `progress=` into a callback; the bar is closed whatever happens."""
+    if not isinstance(wanted, bool):
+        yield wanted
+    elif not wanted:
+        yield None
+    else:
+        from tqdm.auto import tqdm
+
+        with tqdm(unit="row") as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield show
+
+
+def _explanation(
+    asked: Question, problem: Problem, outcome: Outcome, engine: Engine, bound: str, seconds: float
+) -> Explanation:
+    call, structure = asked.call, asked.structure
+    checks = {name: values.detach() for name, values in outcome.checks.items()}
+    function = problem.model.function
+    errors = outcome.standard_errors
+    return Explanation(
+        attributions=structure.pack(_mirror(outcome.attributions, problem.inputs)),
+        method=call.spec.name,
+        spec_version=call.spec.version,
+        parameters=call.describe(),
+        target=problem.target.describe(),
+        residuals={name: values for name, values in checks.items() if name != "difference"},
+        difference=checks.get("difference"),
+        standard_errors=None if errors is None else structure.pack(_mirror(errors, problem.inputs)),
+        cost=Cost(engine.count.forward, engine.count.backward, engine.count.check_forward, bound),
+        seconds=seconds,
+        notes=dict(outcome.notes),
+        provenance=_provenance(asked),
+        structure=structure,
+        model=weakref.ref(function) if isinstance(function, torch.nn.Module) else None,
+    )
+
+
+def _mirror(tensors: Tensors, inputs: Tensors) -> Tensors:
+    """Give attributions the shape, device and dtype of the inputs; integers get float32."""
+    for tensor, like in zip(tensors, inputs, strict=True):
+        assert tensor.shape == like.shape, f"a method returned {tuple(tensor.shape)} for an input {tuple(like.shape)}"
+    return tuple(
+        tensor.detach().to(like.device, like.dtype if like.is_floating_point() else torch.float32)
+        for tensor, like in zip(tensors, inputs, strict=True)
+    )
+
+
+def _judge(call: Call, outcome: Outcome) -> None:
+    """Warn where the answer misses what its spec claims."""
+    for tensor in outcome.attributions:
+        if not bool(tensor.isfinite().all()):
+            raise UnsupportedModel(
+                f"model: {int((~tensor.isfinite()).sum())} attributions are NaN or inf: a gradient is not finite where "
+                "the model was asked; look for sqrt or log at 0 and for overflow in half precision."
+            )
+    inner = call
+    while inner.inner and inner.spec.claim("completeness"):
+        inner = inner.inner
+    claim = inner.spec.claim("completeness")
+    if claim is not None and "completeness" in outcome.checks:
+        warn_incomplete(claim, outcome.checks["completeness"], outcome.checks["difference"], call.spec.name)
+
+
+def _provenance(asked: Question) -> dict[str, Any]:
+    spec = asked.call.spec
+    first = asked.problem.inputs[0]
+    return {
+        "axplain": version("axplain"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "distribution": spec.distribution or spec.origin,
+        "distribution_version": _version(spec.distribution),
+        "seed": asked.seed,
+        "device": str(first.device),
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "modality": asked.modality,
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution) if distribution else None
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,167 @@
+"""Leaves the process as it was: random states, the model's buffers and training flags, on success and on failure."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from axplain.errors import UnsupportedModel, warn
+
+
+@attrs.frozen(eq=False)
+class RandomStates:
+    """The states of every global generator that a model might move."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    cuda: tuple[Tensor, int] | None
+
+    @classmethod
+    def capture(cls, device: torch.device) -> RandomStates:
+        """Read the states; none is moved."""
+        numpy = sys.modules.get("numpy")
+        cuda = (torch.cuda.get_rng_state(device), device.index or 0) if device.type == "cuda" else None
+        return cls(random.getstate(), numpy and numpy.random.get_state(), torch.get_rng_state(), cuda)
+
+    def moved(self) -> bool:
+        """Whether a generator has been used since."""
+        now = RandomStates.capture(torch.device("cuda", self.cuda[1]) if self.cuda else torch.device("cpu"))
+        same_cuda = self.cuda is None or now.cuda is None or torch.equal(self.cuda[0], now.cuda[0])
+        same_numpy = self.numpy is None or _same_numpy(self.numpy, now.numpy)
+        return not (same_cuda and same_numpy and torch.equal(self.cpu, now.cpu) and self.python == now.python)
+
+    def restore(self) -> None:
+        """Put the states back."""
+        random.setstate(self.python)
+        torch.set_rng_state(self.cpu)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(*self.cuda)
+
+
+def _same_numpy(left: Any, right: Any) -> bool:
+    return bool(left[2:] == right[2:] and (left[1] == right[1]).all())
+
+
+@contextmanager
+def untouched(module: torch.nn.Module | None, device: torch.device) -> Iterator[None]:
+    """Run something with the model and put back whatever its passes changed."""
+    random_states = RandomStates.capture(device)
+    buffers = _copies(module)
+    flags = [(m, m.training) for m in module.modules()] if module is not None else []
+    try:
+        yield
+    finally:
+        _put_back(buffers)
+        for m, training in flags:
+            m.training = training
+        if random_states.moved():
+            random_states.restore()
+            warn(
+                "the model draws random numbers from a global generator: two passes over one input differ, and so do "
+                "explanations. Call model.eval(), or make the model deterministic."
+            )
+
+
+def _copies(module: torch.nn.Module | None) -> list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]:
+    if module is None:
+        return []
+    return [
+        (owner, name, buffer, buffer._version, buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
+
+
+def _put_back(buffers: list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]) -> None:
+    for owner, name, buffer, version, copy in buffers:
+        owner._buffers[name] = buffer
+        if buffer._version != version:
+            with torch.no_grad():
+                buffer.copy_(copy)
+
+
+def warn_in_training(module: torch.nn.Module | None) -> None:
+    """Warn where batch normalisation or dropout run in training mode: they mix examples or draw random numbers."""
+    if module is None or not module.training and not any(m.training for m in module.modules()):
+        return
+    suspects = [
+        name or type(m).__name__
+        for name, m in module.named_modules()
+        if m.training and (isinstance(m, _BatchNorm) or (isinstance(m, _DropoutNd) and m.p > 0))
+    ]
+    if suspects:
+        shown = ", ".join(suspects[:3]) + (f" and {len(suspects) - 3} more" if len(suspects) > 3 else "")
+        warn(
+            f"the model is in training mode: {shown} mix the examples of a batch or draw random numbers, so this "
+            "explains a model that prediction never uses. Call model.eval(), or explain axplain.evaluating(model)."
+        )
+
+
+class _Evaluating(torch.nn.Module):
+    """A model that is in evaluation mode for the length of each call; the wrapped model keeps its own mode."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        flags = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            return self.model(*args, **kwargs)
+        finally:
+            for module, training in flags:
+                module.training = training
+
+
+def evaluating(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model as it behaves after `model.eval()`, without changing its mode: the option for models in training.
+
+    The wrapper shares the model's parameters. Each pass switches the mode and restores it, also after an error.
+    """
+    return _Evaluating(model)
+
+
+_users: Counter[tuple[int, str]] = Counter()
+_lock = threading.Lock()
+
+
+@contextmanager
+def occupied(function: Any, hooked: bool) -> Iterator[None]:
+    """Let calls share a model, except with one that puts a hook on a layer.
+
+    Raises:
+        UnsupportedModel: another thread explains the model and one of the two hooks a layer.
+    """
+    shared, hooks = (id(function), "shared"), (id(function), "hooked")
+    mine = hooks if hooked else shared
+    with _lock:
+        if _users[hooks] or (hooked and _users[shared]):
+            raise UnsupportedModel(
+                "model: another thread explains it and a layer is hooked; explain one after the other, or a copy of the model."
+            )
+        _users[mine] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users[mine] -= 1
+            if not _users[mine]:
+                del _users[mine]
+

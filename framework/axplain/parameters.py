@@ -1,0 +1,165 @@
+"""Settles the parameters of one call against its spec: names, types, bounds, defaults; nothing is coerced silently."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from axplain.discovery import catalog, composition_fault
+from axplain.errors import ArgumentError, SpecError, near_names
+from axplain.formula import Formula
+from axplain.reader import read_spec
+from axplain.specs import Parameter, Spec
+
+
+@attrs.frozen
+class Call:
+    """A method and its settled parameters; an inner method is a `Call` among the values."""
+
+    spec: Spec
+    values: Mapping[str, Any]
+
+    @property
+    def inner(self) -> Call | None:
+        """The method inside a lift."""
+        return next((value for value in self.values.values() if isinstance(value, Call)), None)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the parameters as JSON can hold them."""
+        return {name: _plain(value) for name, value in self.values.items()}
+
+
+def settle(method: Any, given: Mapping[str, Any], argument: str = "method") -> Call:
+    """Find a method and settle its parameters.
+
+    Raises:
+        UnknownMethod: nobody declares it.
+        ArgumentError: a parameter is unknown, missing, mistyped or out of bounds.
+    """
+    spec = find_spec(method, argument)
+    unknown = sorted(given.keys() - spec.parameters.keys())
+    if unknown:
+        near = near_names(unknown[0], spec.parameters)
+        raise ArgumentError(
+            unknown[0],
+            f"{spec.name} has no such parameter",
+            f"one of {', '.join(sorted(spec.parameters)) or 'none: it has no parameters'}",
+            f"Did you mean {near}?" if near else "",
+        )
+    values: dict[str, Any] = {}
+    for name, parameter in spec.parameters.items():
+        values[name] = settle_parameter(name, parameter, given[name] if name in given else parameter.default, spec)
+    _check_bounds(spec, values)
+    return Call(spec, values)
+
+
+def find_spec(method: Any, argument: str = "method") -> Spec:
+    """Return the spec of a method name, a `Spec`, or a user's own TOML file that composes.
+
+    Raises:
+        UnknownMethod: nobody declares it.
+        ArgumentError: it is none of these.
+        SpecError: the file or the composition is wrong.
+    """
+    if isinstance(method, str) and not method.endswith(".toml"):
+        return catalog().find(method, "method", "noise")
+    if isinstance(method, str | Path):
+        method = read_spec(Path(method))
+    if not isinstance(method, Spec):
+        raise ArgumentError(argument, f"{method!r} came", "the name of a method, a Spec, or the path of a TOML file")
+    if not method.distribution:
+        if method.composition is None:
+            raise SpecError(method.origin or method.name, ["only an installed distribution may bring code @ composition"])
+        fault = composition_fault(method, catalog().specs)
+        if fault:
+            raise SpecError(method.origin or method.name, [fault])
+    return method
+
+
+def settle_use(value: Any, argument: str) -> Call:
+    """Settle a method given as a name, a Spec, or `{"use": name, parameter: value, ...}`."""
+    if isinstance(value, Mapping):
+        if "use" not in value:
+            raise ArgumentError(argument, f"{value!r} came", "a mapping with the key 'use'", 'Write {"use": name, ...}.')
+        return settle(value["use"], {name: item for name, item in value.items() if name != "use"}, argument)
+    return settle(value, {}, argument)
+
+
+def settle_parameter(name: str, parameter: Parameter, value: Any, spec: Spec) -> Any:
+    """Check one value against its declaration.
+
+    Raises:
+        ArgumentError: it does not fit.
+    """
+    if value is None:
+        if parameter.required:
+            raise ArgumentError(name, f"nothing came and {spec.name} needs it", _expected(parameter), parameter.doc)
+        return None
+    if parameter.type == "method":
+        return value if isinstance(value, Call) else settle_use(value, name)
+    if parameter.per_input and isinstance(value, tuple | list):
+        return tuple(settle_parameter(name, attrs.evolve(parameter, per_input=False), item, spec) for item in value)
+    if not _TYPES[parameter.type](value, parameter):
+        raise ArgumentError(name, f"{value!r} ({type(value).__name__}) came", _expected(parameter), parameter.doc)
+    if parameter.type == "int":
+        return int(value)
+    return float(value) if parameter.type == "float" else value
+
+
+def _check_bounds(spec: Spec, values: Mapping[str, Any]) -> None:
+    """Check the bounds that follow from the parameters alone; those over features wait until features are known."""
+    for name, parameter in spec.parameters.items():
+        items = values[name] if isinstance(values[name], tuple) else (values[name],)
+        for low, bound in ((True, parameter.min), (False, parameter.max)):
+            limit = _limit(bound, values)
+            for item in items:
+                if limit is None or item is None or (item >= limit if low else item <= limit):
+                    continue
+                expected = f"{_expected(parameter)} of at {'least' if low else 'most'} {limit:g}"
+                raise ArgumentError(name, f"{item!r} came", expected, parameter.doc)
+
+
+def _limit(bound: float | Formula | None, values: Mapping[str, Any]) -> float | None:
+    if not isinstance(bound, Formula):
+        return bound
+    return bound(values) if bound.names <= values.keys() else None
+
+
+def _is_int(value: Any, _: Parameter) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_float(value: Any, _: Parameter) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_TYPES: dict[str, Callable[[Any, Parameter], bool]] = {
+    "int": _is_int,
+    "float": _is_float,
+    "bool": lambda value, _: isinstance(value, bool),
+    "choice": lambda value, parameter: value in parameter.choices if isinstance(value, str) else False,
+    "text": lambda value, _: isinstance(value, str),
+    "tensor": lambda value, _: hasattr(value, "dtype") and hasattr(value, "shape"),
+    "callable": lambda value, _: callable(value),
+}
+_NOUNS = {"int": "a whole number", "float": "a finite number", "bool": "True or False", "text": "a string"}
+
+
+def _expected(parameter: Parameter) -> str:
+    if parameter.type == "choice":
+        return f"one of {', '.join(parameter.choices)}"
+    noun = _NOUNS.get(parameter.type, f"a {parameter.type}")
+    return f"{noun}, or one for each input" if parameter.per_input else noun
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Call):
+        return {"use": value.spec.name, **value.describe()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, int | float | str | bool | None) else f"<{type(value).__name__}>"

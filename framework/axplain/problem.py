@@ -1,0 +1,124 @@
+"""One normalised question. `problem.take(index)` is a block of its examples; everything of theirs follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.model import Model
+from axplain.randomness import Key
+from axplain.structure import Tensors, map_tensors
+from axplain.targets import Target
+
+
+@attrs.frozen(eq=False)
+class References:
+    """The resolved baselines: a table of rows and, per example, the rows that are its own.
+
+    `rows`: (u, ...) per tensor. `index`: (batch, k). One index serves all tensors of a tuple, so joint laws hold.
+    """
+
+    rows: Tensors
+    index: Tensor
+
+    @property
+    def count(self) -> int:
+        """References per example."""
+        return self.index.shape[1]
+
+    def take(self, index: Tensor) -> References:
+        """Return the references of some examples; the table stays whole."""
+        return References(self.rows, self.index[index])
+
+    def column(self, k: int) -> Tensors:
+        """Return the k-th reference of each example: (batch, ...), or (1, ...) where all share one row."""
+        if len(self.rows[0]) == 1:
+            return self.rows
+        return map_tensors(lambda rows: rows[self.index[:, k]], self.rows)
+
+    def only(self, columns: Tensor) -> References:
+        """Return references that keep, for each example, one column: (batch,) column numbers."""
+        return References(self.rows, self.index.gather(1, columns[:, None]))
+
+
+@attrs.frozen(eq=False)
+class Arguments:
+    """The model's other arguments. Those named in `follow` have one row per example and follow the examples."""
+
+    positional: tuple[Any, ...] = ()
+    keyword: Mapping[str, Any] = attrs.field(factory=dict)
+    follow: frozenset[int | str] = frozenset()
+
+    def rows(self, index: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return positional and keyword arguments for rows that belong to the examples of `index`."""
+        follow = self.follow
+        if not follow:
+            return self.positional, dict(self.keyword)
+        positional = tuple(a[index] if i in follow else a for i, a in enumerate(self.positional))
+        return positional, {name: a[index] if name in follow else a for name, a in self.keyword.items()}
+
+    def take(self, index: Tensor) -> Arguments:
+        """Return the arguments of some examples."""
+        positional, keyword = self.rows(index)
+        return attrs.evolve(self, positional=positional, keyword=keyword)
+
+
+@attrs.frozen(eq=False)
+class Problem:
+    """Explain `target` of `model` at `inputs`, (batch, ...) each, against `references`.
+
+    `clean` is F(x), (batch,), where it is known already: nobody asks for it twice.
+    """
+
+    model: Model
+    inputs: Tensors
+    target: Target
+    references: References | None
+    arguments: Arguments
+    key: Key
+    clean: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        """How many examples are explained."""
+        return len(self.inputs[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return self.inputs[0].device
+
+    def everyone(self) -> Tensor:
+        """Return the index of all examples."""
+        return torch.arange(self.batch, device=self.device)
+
+    def reference_table(self) -> References:
+        """Return the references of a method that the door gave some."""
+        if self.references is None:
+            raise AssertionError("the door resolves references for every method whose spec takes baselines")
+        return self.references
+
+    def take(self, index: Tensor) -> Problem:
+        """Return the question about some of the examples, in the order of `index`, repeated where it repeats."""
+        return attrs.evolve(
+            self,
+            inputs=map_tensors(lambda tensor: tensor[index], self.inputs),
+            target=self.target.take(index),
+            references=self.references.take(index) if self.references else None,
+            arguments=self.arguments.take(index),
+            clean=self.clean[index] if self.clean is not None else None,
+        )
+
+    def at(self, inputs: Tensors) -> Problem:
+        """Return the same question about other inputs, such as noisy copies of the examples."""
+        return attrs.evolve(self, inputs=inputs, clean=None)
+
+    def variants(self) -> Tensor:
+        """Return (batch,) codes that are equal where two examples ask the same question of an equal row."""
+        if self.arguments.follow:
+            return self.everyone()
+        return self.target.codes(self.batch, self.device)

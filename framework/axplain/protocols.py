@@ -1,0 +1,155 @@
+"""What plugins implement, shapes written out: perturbation, aggregation, baseline, refinement, modality, method.
+
+Rows are sample-major: the points of s samples of a block of b examples are tensors of s * b rows, sample 0 first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+from torch import Tensor
+
+from axplain.structure import Tensors
+
+if TYPE_CHECKING:
+    from axplain.engine import Engine
+    from axplain.problem import Problem
+    from axplain.randomness import Key
+
+
+@attrs.frozen(eq=False)
+class Points:
+    """Where the model is looked at, and what couples the stages.
+
+    `x`: (samples * examples, ...) per tensor. `weight`: (samples,) float64. `tangent`: (1 or samples, examples, ...)
+    per tensor, the derivative of the path.
+    """
+
+    x: Tensors
+    samples: int
+    weight: Tensor | None = None
+    tangent: Tensors | None = None
+
+
+@attrs.frozen(eq=False)
+class Answers:
+    """What the model, or an inner method, said at the points, row by row.
+
+    `value`: (rows,). `terms`: (rows, ...) per tensor: the gradients, or an inner method's attributions.
+    `checks`: (rows,) each: an inner method's own checks.
+    """
+
+    value: Tensor | None = None
+    terms: Tensors | None = None
+    checks: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+class Plan(Protocol):
+    """What a perturbation settles once for the whole question: nodes, orders, masks, reference columns."""
+
+    @property
+    def count(self) -> int:
+        """Samples per example."""
+        ...
+
+    @property
+    def columns(self) -> Tensor | None:
+        """(samples,) the drawn column of the references of each sample; None where every example has one."""
+        ...
+
+    def draw(self, block: Problem, samples: range) -> Points:
+        """Draw any sub-range of samples for a block of examples: the same numbers whatever the range."""
+        ...
+
+
+class Perturbation(Protocol):
+    """Where the model is looked at."""
+
+    def plan(self, problem: Problem) -> Plan:
+        """Settle everything that is small and random once, from the whole question."""
+        ...
+
+
+class Aggregation(Protocol):
+    """A streaming reduction: memory does not grow with the number of samples."""
+
+    def start(self, block: Problem, plan: Plan) -> Any:
+        """Return the empty state for a block of examples."""
+        ...
+
+    def update(self, state: Any, points: Points, answers: Answers) -> Any:
+        """Return the state after some more samples."""
+        ...
+
+    def finish(self, state: Any, block: Problem) -> Reduced:
+        """Return the attributions of the block."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Reduced:
+    """What an aggregation returns: attributions, and their standard errors where samples were averaged."""
+
+    attributions: Tensors
+    standard_errors: Tensors | None = None
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """What a method returns.
+
+    `checks`: (batch,) float64 each: `completeness`, the residual, and `difference`, the F(x) - F(x') it is judged by;
+    a method leaves them to the kernel. `columns`: the drawn columns of the references. `notes` go to the explanation.
+    """
+
+    attributions: Tensors
+    standard_errors: Tensors | None = None
+    checks: Mapping[str, Tensor] = attrs.field(factory=dict)
+    columns: Tensor | None = None
+    notes: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Settings:
+    """The resolved parameters of one call, and what belongs to every method.
+
+    `tolerance` is in units of the target; None asks for the spec's own number of samples.
+    """
+
+    values: Mapping[str, Any]
+    tolerance: float | None = None
+    verify: bool = True
+
+
+class Method(Protocol):
+    """An algorithm that attributes the target to features, as plain code on the engine."""
+
+    def run(self, problem: Problem, engine: Engine, settings: Settings) -> Outcome:
+        """Explain every example of the problem."""
+        ...
+
+
+class Refinement(Protocol):
+    """A loop with feedback that answers `tolerance=` instead of a fixed number of samples."""
+
+    def run(self, problem: Problem, engine: Engine, tolerance: float) -> Outcome:
+        """Explain every example of the problem, to within the tolerance or to the end of the budget."""
+        ...
+
+
+class Baseline(Protocol):
+    """What stands for absence, one input tensor at a time."""
+
+    def references(self, x: Tensor, key: Key) -> Tensor:
+        """Return (1 or batch, k, ...): k references shared by all examples, or k for each of them."""
+        ...
+
+
+class Modality(Protocol):
+    """How things that are not tensors become model inputs."""
+
+    def encode(self, x: Any) -> Any:
+        """Return `x` as a tensor, a tuple or a dict of tensors, with the batch first."""
+        ...

@@ -1,0 +1,195 @@
+"""What a spec can say: frozen classes without IO; `axplain.reader` knows TOML, `axplain.discovery` knows where files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import attrs
+
+from axplain.formula import Formula
+
+API_VERSION: Final = 1
+
+#: kind -> entry-point group of the modules that implement plugins of that kind
+GROUPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "method": "axplain.methods",
+        "noise": "axplain.noise",
+        "modality": "axplain.modalities",
+        "baseline": "axplain.baselines",
+        "perturbation": "axplain.perturbations",
+        "aggregation": "axplain.aggregations",
+        "refinement": "axplain.refinements",
+    }
+)
+
+#: what an evaluation answers at the points; `terms` are the per-row tensors that aggregations sum
+GIVES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "value": frozenset({"value"}),
+        "gradient": frozenset({"value", "gradient", "terms"}),
+        "method": frozenset({"attribution", "terms"}),
+    }
+)
+PROVIDES: Final = frozenset({"weight", "mask", "tangent", "references"})
+
+ParameterType = Literal["int", "float", "bool", "choice", "text", "method", "tensor", "callable"]
+BaselineKind = Literal["none", "reference", "reference_set"]
+Post = Literal["abs"]
+Seat = Literal["input", "layer"]
+ClaimKind = Literal["exact", "approximate", "converges", "for_class", "statistical", "inherited", "not_claimed"]
+Condition = Literal["smooth", "piecewise_linear", "stdev_zero"]
+ModelClass = Literal["additive", "linear", "positively_homogeneous"]
+
+
+@attrs.frozen
+class FromParameter:
+    """`{ parameter = "n_steps" }`: the value of the spec's own parameter; a bare string is a literal."""
+
+    parameter: str
+
+
+@attrs.frozen
+class Parameter:
+    """One parameter of a plugin; the only place where its type, default, bounds and documentation are written."""
+
+    type: ParameterType
+    doc: str
+    default: Any = None
+    min: float | Formula | None = None
+    max: float | Formula | None = None
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    per_input: bool = False
+    unit: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether a call must give a value."""
+        return self.default is None and not self.optional
+
+
+@attrs.frozen
+class Use:
+    """A component by name, with arguments for its parameters."""
+
+    name: str | FromParameter
+    arguments: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def resolve(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments with every `{ parameter = ... }` replaced by its value."""
+        return {name: _resolve(value, settings) for name, value in self.arguments.items()}
+
+
+@attrs.frozen
+class Evaluation:
+    """What is asked at the points: values or gradients of the model, or the attributions of another method."""
+
+    kind: Literal["value", "gradient", "method"]
+    method: Use | None = None
+
+
+@attrs.frozen
+class Composition:
+    """A method as a pipeline of named components: perturbation, evaluation, aggregation."""
+
+    perturbation: Use
+    evaluation: Evaluation
+    aggregation: Use
+    baseline: BaselineKind = "none"
+    post: Mapping[Post, FromParameter | bool] = attrs.field(factory=dict)
+    refinement: Use | None = None
+
+
+@attrs.frozen
+class Requires:
+    """What must hold before the first forward pass."""
+
+    input_dtype: Literal["any", "floating"] = "any"
+    inherit: str | None = None
+
+
+@attrs.frozen
+class Determinism:
+    """Whether equal calls give equal numbers: always, for an equal seed, or not (with the reason)."""
+
+    kind: Literal["deterministic", "seeded", "nondeterministic"] = "deterministic"
+    reason: str = ""
+
+
+@attrs.frozen
+class CostFormula:
+    """Rows of one call, over parameters, `batch`, `references` and `inner.*`; the check's rows are counted apart.
+
+    `refined_rows` bounds the forward and the backward rows, each, of a call with `tolerance=`.
+    """
+
+    forward_rows: Formula
+    backward_rows: Formula
+    bound: Literal["exact", "upper"] = "exact"
+    refined_rows: Formula | None = None
+
+
+@attrs.frozen
+class Claim:
+    """One axiom that the spec claims, or openly does not; read by `verify=` and by the conformance kit."""
+
+    id: str
+    kind: ClaimKind
+    tolerance: str = ""
+    when: Condition | None = None
+    model_class: ModelClass | None = None
+    n_at_least: Mapping[str, int] = attrs.field(factory=dict)
+    rate: Mapping[str, str | float] = attrs.field(factory=dict)
+    same_seed: bool = False
+    warn_above: float | None = None
+    cure: str = ""
+
+
+@attrs.frozen
+class Spec:
+    """The declaration of one plugin.
+
+    A method either has a `composition` or is code, found by the entry point of its name; `references` says what such
+    code takes as baselines. `provides` belongs to perturbations, `needs` to aggregations.
+    """
+
+    spec: int
+    kind: str
+    name: str
+    title: str
+    version: str
+    summary: str
+    formula: str = ""
+    family: str = ""
+    citation: tuple[str, ...] = ()
+    seats: tuple[Seat, ...] | Literal["inner"] = ("input",)
+    aliases: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
+    signed: bool = True
+    composition: Composition | None = None
+    parameters: Mapping[str, Parameter] = attrs.field(factory=dict)
+    requires: Requires = attrs.field(factory=Requires)
+    determinism: Determinism = attrs.field(factory=Determinism)
+    cost: CostFormula | None = None
+    axioms: tuple[Claim, ...] = ()
+    provides: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    references: BaselineKind = "none"
+    origin: str = attrs.field(default="", eq=False)
+    distribution: str = attrs.field(default="", eq=False)
+
+    def claim(self, axiom: str) -> Claim | None:
+        """Return the first claim of that axiom, or None where it is absent or `not_claimed`."""
+        return next((claim for claim in self.axioms if claim.id == axiom and claim.kind != "not_claimed"), None)
+
+    @property
+    def baseline(self) -> BaselineKind:
+        """What the method takes as baselines: none, one reference per example, or a set of references."""
+        return self.composition.baseline if self.composition else self.references
+
+
+def _resolve(value: Any, settings: Mapping[str, Any]) -> Any:
+    return settings[value.parameter] if isinstance(value, FromParameter) else value

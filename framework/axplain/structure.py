@@ -1,0 +1,70 @@
+"""How the user's inputs are put together, so that answers mirror them: one tensor, a tuple, or keyword inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+
+
+@attrs.frozen
+class Structure:
+    """The shape of the user's `x`: what `pack` rebuilds and how errors name each tensor."""
+
+    kind: Literal["tensor", "tuple", "dict"]
+    names: tuple[str, ...]
+
+    def pack(self, items: Sequence[Any]) -> Any:
+        """Put one item per tensor back into the user's structure."""
+        if self.kind == "dict":
+            return dict(zip(self.names, items, strict=True))
+        return tuple(items) if self.kind == "tuple" else items[0]
+
+    def labels(self, argument: str) -> tuple[str, ...]:
+        """Return how to write each item of an argument that mirrors `x`: x, x[1], x['pixels']."""
+        if self.kind == "tensor":
+            return (argument,)
+        keys = self.names if self.kind == "dict" else range(len(self.names))
+        return tuple(f"{argument}[{key!r}]" for key in keys)
+
+
+def structure_of(x: Any) -> Structure | None:
+    """Return the structure of `x`, or None where it is none that explain knows."""
+    if isinstance(x, Tensor):
+        return Structure("tensor", ("x",))
+    if isinstance(x, tuple) and x:
+        return Structure("tuple", tuple(map(str, range(len(x)))))
+    if isinstance(x, dict) and x and all(isinstance(key, str) for key in x):
+        return Structure("dict", tuple(x))
+    return None
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype sums are kept in: at least float32, float64 stays float64."""
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+
+
+def map_tensors(function: Callable[..., Tensor], *groups: Tensors) -> Tensors:
+    """Apply a function to the first tensors of each group, then to the second ones, and so on."""
+    return tuple(function(*tensors) for tensors in zip(*groups, strict=True))
+
+
+def rows_by_samples(tensor: Tensor, samples: int) -> Tensor:
+    """View rows, which are sample-major, as (samples, examples, ...)."""
+    return tensor.unflatten(0, (samples, -1))
+
+
+def trailing(vector: Tensor, like: Tensor) -> Tensor:
+    """View a vector so that it multiplies the first dimension of `like`."""
+    return vector.view(-1, *[1] * (like.ndim - 1))
+
+
+def total(tensors: Tensors) -> Tensor:
+    """Sum everything but the first dimension, over all tensors, in float64 where the device has it."""
+    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    return torch.stack([tensor.to(wide).flatten(1).sum(1) for tensor in tensors]).sum(0)

@@ -1,0 +1,262 @@
+"""Which scalar per example is explained: the output itself, an index, a callable on the raw output, a neuron."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.errors import ArgumentError, UnsupportedModel
+from axplain.model import Model, output_tensor
+
+
+class Target(Protocol):
+    """Selects (rows,) values from the raw output of rows that belong to the examples of `index`."""
+
+    def select(self, raw: Any, index: Tensor) -> Tensor:
+        """Return one value per row."""
+        ...
+
+    def take(self, index: Tensor) -> Target:
+        """Return the target of some examples."""
+        ...
+
+    def codes(self, batch: int, device: torch.device) -> Tensor:
+        """Return (batch,) integers, equal where two examples have the same target."""
+        ...
+
+    def describe(self) -> Any:
+        """Return the target as JSON can hold it."""
+        ...
+
+    @contextmanager
+    def watching(self, model: Model) -> Iterator[None]:
+        """Prepare the model for `select` and restore it afterwards."""
+        ...
+
+
+class _Same:
+    """A target that is the same for every example and needs nothing of the model."""
+
+    def take(self, index: Tensor) -> Any:
+        return self
+
+    def codes(self, batch: int, device: torch.device) -> Tensor:
+        return torch.zeros(batch, dtype=torch.long, device=device)
+
+    @contextmanager
+    def watching(self, model: Model) -> Iterator[None]:
+        yield
+
+
+@attrs.frozen(eq=False)
+class OutputTarget(_Same):
+    """The output itself, for models that return (batch,) or (batch, 1)."""
+
+    def select(self, raw: Any, index: Tensor) -> Tensor:
+        """Return one value per row."""
+        output = rows_of(output_tensor(raw), len(index))
+        if output[0].numel() != 1:
+            raise ArgumentError(
+                "target",
+                f"None came and the model returns {tuple(output.shape)}",
+                f"an index into {tuple(output.shape[1:])}",
+                "Say which output is meant: target=3, or one index tuple per example.",
+            )
+        return output.reshape(-1)
+
+    def describe(self) -> Any:
+        """Return the target as JSON can hold it."""
+        return None
+
+
+@attrs.frozen(eq=False)
+class IndexTarget(_Same):
+    """`output[i, *indices[i]]`: (batch, depth) indices on the CPU, or (1, depth) for all examples alike."""
+
+    indices: Tensor
+
+    def select(self, raw: Any, index: Tensor) -> Tensor:
+        """Return one value per row."""
+        output = rows_of(output_tensor(raw), len(index))
+        self._check(output.shape[1:])
+        if len(self.indices) == 1:
+            return output[(slice(None), *self.indices[0].tolist())]
+        columns = self.indices.to(output.device)[index]
+        return output[(torch.arange(len(index), device=output.device), *columns.unbind(1))]
+
+    def _check(self, shape: torch.Size) -> None:
+        depth = self.indices.shape[1]
+        if depth != len(shape):
+            raise ArgumentError(
+                "target",
+                f"{depth} indices came and the model returns {tuple(shape)} per example",
+                f"{len(shape)}, one for each dimension after the batch",
+                "Give a tuple such as target=(3, 7)." if len(shape) else "Leave target out.",
+            )
+        sizes = torch.tensor(shape)
+        wrong = ((self.indices >= sizes) | (self.indices < -sizes)).any(1)
+        if wrong.any():
+            example = int(wrong.nonzero()[0])
+            raise ArgumentError(
+                "target",
+                f"{self.indices[example].tolist()} came for example {example}",
+                f"indices inside {tuple(shape)}, what the model returns per example",
+            )
+
+    def take(self, index: Tensor) -> IndexTarget:
+        """Return the target of some examples."""
+        return self if len(self.indices) == 1 else IndexTarget(self.indices[index.cpu()])
+
+    def codes(self, batch: int, device: torch.device) -> Tensor:
+        """Return (batch,) integers, equal where two examples have the same target."""
+        if len(self.indices) == 1:
+            return torch.zeros(batch, dtype=torch.long, device=device)
+        return torch.unique(self.indices, dim=0, return_inverse=True)[1].to(device)
+
+    def describe(self) -> Any:
+        """Return the target as JSON can hold it."""
+        lists = self.indices.tolist()
+        plain = [row[0] if len(row) == 1 else row for row in lists]
+        return plain[0] if len(plain) == 1 else plain
+
+
+@attrs.frozen(eq=False)
+class CallableTarget(_Same):
+    """A function of the model's raw output that returns one value per row."""
+
+    function: Callable[[Any], Any]
+
+    def select(self, raw: Any, index: Tensor) -> Tensor:
+        """Return one value per row."""
+        value = self.function(raw)
+        if not isinstance(value, Tensor) or value.shape not in ((len(index),), (len(index), 1)):
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ArgumentError("target", f"the callable returned {got}", f"a tensor of shape ({len(index)},), one value a row")
+        return value.reshape(-1)
+
+    def describe(self) -> Any:
+        """Return the target as JSON can hold it."""
+        return f"callable {getattr(self.function, '__qualname__', type(self.function).__name__)}"
+
+
+@attrs.frozen(eq=False)
+class Neuron:
+    """One unit of a layer, for `explain(target=...)`; make it with `axplain.neuron(layer, index)`."""
+
+    layer: torch.nn.Module | str
+    index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
+
+
+def neuron(layer: torch.nn.Module | str, index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]) -> Neuron:
+    """Explain a unit of a layer instead of an output: `explain(model, x, target=neuron("features.3", (7, 2, 2)))`.
+
+    Args:
+        layer: a module of the model or its dotted name; it must run exactly once in a forward pass.
+        index: the unit behind the batch dimension; slices are summed over; or a callable from the layer's output,
+            (batch, ...), to (batch,).
+    """
+    return Neuron(layer, index)
+
+
+@attrs.frozen(eq=False)
+class NeuronTarget(_Same):
+    """Selects a unit from what `layer` returned during the model's pass."""
+
+    layer: torch.nn.Module
+    name: str
+    index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
+    _seen: list[Any] = attrs.field(factory=list)
+
+    def select(self, raw: Any, index: Tensor) -> Tensor:
+        """Return one value per row."""
+        seen = list(self._seen)
+        self._seen.clear()
+        if len(seen) != 1:
+            raise UnsupportedModel(
+                f"target: layer {self.name!r} ran {len(seen)} times in one forward pass; a neuron's layer runs exactly "
+                "once. Choose a layer that does."
+            )
+        output = rows_of(output_tensor(seen[0]), len(index))
+        if callable(self.index):
+            return CallableTarget(self.index).select(output, index)
+        picked = self._pick(output)
+        return picked.reshape(len(index), -1).sum(1)
+
+    def _pick(self, output: Tensor) -> Tensor:
+        wanted = self.index if isinstance(self.index, tuple) else (self.index,)
+        if len(wanted) != output.ndim - 1:
+            raise ArgumentError(
+                "target",
+                f"neuron index {self.index!r} came and layer {self.name!r} returns {tuple(output.shape)}",
+                f"{output.ndim - 1} indices, one for each dimension after the batch",
+            )
+        try:
+            return output[(slice(None), *wanted)]  # type: ignore[index]  # callables are handled by the caller
+        except IndexError as error:
+            raise ArgumentError(
+                "target",
+                f"neuron index {self.index!r} came",
+                f"indices inside {tuple(output.shape[1:])}, the output of layer {self.name!r}",
+            ) from error
+
+    def describe(self) -> Any:
+        """Return the target as JSON can hold it."""
+        return f"neuron {self.name}[{self.index if not callable(self.index) else 'callable'}]"
+
+    @contextmanager
+    def watching(self, model: Model) -> Iterator[None]:
+        """Prepare the model for `select` and restore it afterwards."""
+        owner = threading.get_ident()
+
+        def see(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() == owner:  # a pass that another thread makes is none of ours
+                self._seen.append(output)
+
+        handle = self.layer.register_forward_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._seen.clear()
+
+
+def rows_of(output: Tensor, rows: int) -> Tensor:
+    """Return the output if it has one row per input row.
+
+    Raises:
+        UnsupportedModel: it has not.
+    """
+    if output.ndim == 0 or len(output) != rows:
+        shape = tuple(output.shape)
+        raise UnsupportedModel(
+            f"model: {rows} rows went in and the output has the shape {shape}; expected {rows} as its first dimension. "
+            "A model that mixes or reduces its batch (a mean loss, sequence-first output) needs a wrapper that returns "
+            "one row per input row."
+        )
+    return output
+
+
+def resolve_neuron(unit: Neuron, model: Model) -> NeuronTarget:
+    """Find the neuron's layer in the model.
+
+    Raises:
+        ArgumentError: the model has no such layer.
+    """
+    module = model.module
+    if module is None:
+        raise ArgumentError("target", "a neuron came and the model is a plain callable", "a torch.nn.Module as the model")
+    layers = dict(module.named_modules())
+    if isinstance(unit.layer, str):
+        if unit.layer not in layers:
+            raise ArgumentError("target", f"layer {unit.layer!r} came", f"one of {', '.join(filter(None, layers))}")
+        return NeuronTarget(layers[unit.layer], unit.layer, unit.index)
+    name = next((name for name, layer in layers.items() if layer is unit.layer), None)
+    if name is None:
+        raise ArgumentError("target", f"a {type(unit.layer).__name__} came that is no part of the model", "one of its modules")
+    return NeuronTarget(unit.layer, name or "(the model)", unit.index)
