@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axplain.cost import Cost
     from axplain.discovery import Catalog, catalog, describe, methods
     from axplain.door import shared
     from axplain.engine import Engine
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
         UnknownMethod,
         UnsupportedModel,
     )
-    from axplain.explanation import Cost, Explanation
+    from axplain.explanation import Explanation
     from axplain.face import estimate, explain
     from axplain.guard import evaluating
     from axplain.hooks import hookimpl
@@ -33,7 +34,7 @@ _HOMES = {
     "AxplainError": "errors",
     "AxplainWarning": "errors",
     "Catalog": "discovery",
-    "Cost": "explanation",
+    "Cost": "cost",
     "Engine": "engine",
     "Explanation": "explanation",
     "MissingExtra": "errors",

@@ -12,8 +12,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain.discovery import catalog
 from axplain.check import completeness
+from axplain.discovery import catalog
 from axplain.engine import Engine
 from axplain.errors import ArgumentError
 from axplain.parameters import Call, settle
@@ -39,7 +39,12 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
         outcome = _method(call).run(problem, engine, settings)
     if not settings.verify:
         outcome = attrs.evolve(outcome, checks={})
-    elif not outcome.checks and problem.references and (claim := spec.claim("completeness")) and claim.kind != "inherited":
+    elif (
+        not outcome.checks
+        and problem.references
+        and (claim := spec.claim("completeness"))
+        and claim.kind != "inherited"
+    ):
         outcome = attrs.evolve(outcome, checks=completeness(problem, engine, outcome))
     return _post(spec, outcome, call.values)
 
@@ -99,14 +104,20 @@ class Composed:
         composition, values = self.composition, settings.values
         if settings.tolerance is not None:
             if composition.refinement is None:
-                raise ArgumentError("tolerance", f"{settings.tolerance} came", f"nothing: {self.spec.name} cannot refine")
-            refined: Outcome = _component("refinement", composition.refinement, values).run(problem, engine, settings.tolerance)
+                raise ArgumentError(
+                    "tolerance", f"{settings.tolerance} came", f"nothing: {self.spec.name} cannot refine"
+                )
+            refined: Outcome = _component("refinement", composition.refinement, values).run(
+                problem, engine, settings.tolerance
+            )
             return refined
         perturbation = _component("perturbation", composition.perturbation, values)
         problem = attrs.evolve(problem, key=problem.key.at(self.spec.name))
         plan: Plan = perturbation.plan(problem)
         stages = _Stages(engine, plan, self._ask(settings), _component("aggregation", composition.aggregation, values))
-        blocks = [stages.reduce(problem.take(index), self._batched(values)) for index in engine.blocks(problem, "gradient")]
+        blocks = [
+            stages.reduce(problem.take(index), self._batched(values)) for index in engine.blocks(problem, "gradient")
+        ]
         return _concatenate(blocks, plan)
 
     def _ask(self, settings: Settings) -> Callable[[Engine, Problem, Points, Tensor, range], Answers]:
@@ -136,8 +147,10 @@ class Composed:
         return settle(use.name, use.resolve(values))
 
     def _batched(self, values: Mapping[str, Any]) -> bool:
-        """Whether several samples may go in one chunk: a seeded inner method runs once per sample, with its own seed."""
-        return self.composition.evaluation.kind != "method" or self._inner(values).spec.determinism.kind == "deterministic"
+        """Whether several samples may share a chunk: a seeded inner method runs once per sample, with its own seed."""
+        return (
+            self.composition.evaluation.kind != "method" or self._inner(values).spec.determinism.kind == "deterministic"
+        )
 
 
 @attrs.frozen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -19,7 +20,7 @@ from axplain.protocols import Modality
 from axplain.randomness import Key
 from axplain.references import resolve_references
 from axplain.registry import registry
-from axplain.specs import BaselineKind, Spec
+from axplain.specs import Spec
 from axplain.structure import Structure, Tensors, structure_of
 from axplain.targets import CallableTarget, IndexTarget, Neuron, OutputTarget, Target, resolve_neuron
 
@@ -77,11 +78,15 @@ def question(
         UnknownMethod: the method, noise mode, baseline or modality is not installed.
     """
     call = settle_call(method, noise, parameters)
-    spec = _innermost(call).spec
+    spec = call.innermost.spec
     if layer is not None:
-        raise ArgumentError("layer", f"{layer!r} came", "nothing: in this version every method explains the input", "Leave it out.")
+        raise ArgumentError(
+            "layer", f"{layer!r} came", "nothing: in this version every method explains the input", "Leave it out."
+        )
     if feature_mask is not None:
-        raise ArgumentError("feature_mask", "a mask came", f"nothing: {call.spec.name} does not group features", "Leave it out.")
+        raise ArgumentError(
+            "feature_mask", "a mask came", f"nothing: {call.spec.name} does not group features", "Leave it out."
+        )
     if not callable(model):
         raise ArgumentError("model", f"{type(model).__name__} came", "a torch.nn.Module or a callable")
     encoded, modality_name = _encode(x, modality)
@@ -94,7 +99,7 @@ def question(
         inputs=inputs,
         target=OutputTarget(),
         references=resolve_references(
-            baselines, baseline_kind(call), encoded, inputs, structure, key.at("baselines"), spec.name
+            baselines, spec.baseline, encoded, inputs, structure, key.at("baselines"), spec.name
         ),
         arguments=_arguments(additional_forward_args, forward_kwargs, inputs, structure),
         key=key,
@@ -128,18 +133,11 @@ def settle_call(method: Any, noise: Any, parameters: Mapping[str, Any]) -> Call:
             f"Write method=..., noise={noise['mode']!r}, or method={inner.spec.name!r}, inner=... .",
         )  # fmt: skip
     if "inner" in noise:
-        raise ArgumentError("noise", "the key 'inner' came", "no inner method here: it is method=", "Move it to method=.")
+        raise ArgumentError(
+            "noise", "the key 'inner' came", "no inner method here: it is method=", "Move it to method=."
+        )
     rest = {name: value for name, value in noise.items() if name != "mode"}
     return settle(mode, {**rest, "inner": inner})
-
-
-def baseline_kind(call: Call) -> BaselineKind:
-    """Return what a call takes as baselines; a lift takes what its inner method takes."""
-    return _innermost(call).spec.baseline
-
-
-def _innermost(call: Call) -> Call:
-    return _innermost(call.inner) if call.inner else call
 
 
 def _encode(x: Any, modality: Any) -> tuple[Any, str | None]:
@@ -152,7 +150,9 @@ def _encode(x: Any, modality: Any) -> tuple[Any, str | None]:
     rest = {name: value for name, value in given.items() if name != "use"}
     unknown = sorted(rest.keys() - spec.parameters.keys())
     if unknown:
-        raise ArgumentError("modality", f"{spec.name} has no parameter {unknown[0]!r}", f"one of {sorted(spec.parameters)}")
+        raise ArgumentError(
+            "modality", f"{spec.name} has no parameter {unknown[0]!r}", f"one of {sorted(spec.parameters)}"
+        )
     values = {
         name: settle_parameter(f"modality[{name!r}]", parameter, rest.get(name, parameter.default), spec)
         for name, parameter in spec.parameters.items()
@@ -181,12 +181,17 @@ def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
         raise ArgumentError(label, f"{type(item).__name__} came", "a tensor")
     if item.ndim == 0 or len(item) == 0:
         came = "a tensor without dimensions came" if item.ndim == 0 else "an empty batch came"
-        raise ArgumentError(label, came, "at least one example in the first dimension", "For one example call .unsqueeze(0).")
+        raise ArgumentError(
+            label, came, "at least one example in the first dimension", "For one example call .unsqueeze(0)."
+        )
     if item.device != first.device:
         raise ArgumentError(label, f"a tensor on {item.device} came", f"one on {first.device}, as the first input")
     if len(item) != len(first):
         raise ArgumentError(
-            label, f"{len(item)} examples came", f"{len(first)}, as in the first input", "The first dimension is the batch."
+            label,
+            f"{len(item)} examples came",
+            f"{len(first)}, as in the first input",
+            "The first dimension is the batch.",
         )
     for spec in _specs(call):
         if spec.requires.input_dtype == "floating" and not item.is_floating_point():
@@ -208,7 +213,9 @@ def _check_device(model: Model, device: torch.device) -> None:
         return
     devices = {parameter.device for parameter in model.module.parameters()}
     if len(devices) == 1 and device not in devices:  # a model spread over devices moves its inputs itself
-        raise ArgumentError("x", f"a tensor on {device} came", f"one on {devices.pop()}, where the model is", "Move one of them.")
+        raise ArgumentError(
+            "x", f"a tensor on {device} came", f"one on {devices.pop()}, where the model is", "Move one of them."
+        )
 
 
 def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Structure) -> Arguments:
@@ -218,7 +225,9 @@ def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Struct
         raise ArgumentError("forward_kwargs", f"{type(named).__name__} came", "a dict of keyword arguments")
     both = sorted(named.keys() & set(structure.names)) if structure.kind == "dict" else []
     if both:
-        raise ArgumentError("forward_kwargs", f"{both[0]!r} came", "names that are not in x", "x is explained, these are not.")
+        raise ArgumentError(
+            "forward_kwargs", f"{both[0]!r} came", "names that are not in x", "x is explained, these are not."
+        )
     everything: dict[int | str, Any] = {**dict(enumerate(values)), **named}
     device, batch = inputs[0].device, len(inputs[0])
     for name, value in everything.items():
@@ -227,12 +236,12 @@ def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Struct
             raise ArgumentError(argument, f"a tensor on {value.device} came", f"one on {device}, where x is")
     follow = frozenset(n for n, v in everything.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch)
     plain = {name: value.value if isinstance(value, Shared) else value for name, value in everything.items()}
-    return Arguments(
-        tuple(plain[i] for i in range(len(values))), {name: plain[name] for name in named}, follow
-    )
+    return Arguments(tuple(plain[i] for i in range(len(values))), {name: plain[name] for name in named}, follow)
 
 
-TARGET_FORMS: Final = "an int, a list or tensor of one int per example, an index tuple, a list of tuples, a callable or a neuron"
+TARGET_FORMS: Final = (
+    "an int, a list or tensor of one int per example, an index tuple, a list of tuples, a callable or a neuron"
+)
 
 
 def _target(given: Any, model: Model, batch: int) -> Target | None:
@@ -283,7 +292,7 @@ def _per_example(indices: Tensor, batch: int) -> Tensor:
 def _batch_size(given: Any) -> int | Literal["auto"]:
     if given == "auto" and isinstance(given, str):
         return "auto"
-    if isinstance(given, numbers.Integral) and not isinstance(given, bool) and given >= 1:
+    if isinstance(given, numbers.Integral) and not isinstance(given, bool) and int(given) >= 1:
         return int(given)
     raise ArgumentError("batch_size", f"{given!r} came", '"auto" or the number of rows of one pass, at least 1')
 
@@ -291,13 +300,16 @@ def _batch_size(given: Any) -> int | Literal["auto"]:
 def _tolerance(given: Any, call: Call, parameters: Mapping[str, Any]) -> float | None:
     if given is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 < given < float("inf"):
+    if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 < float(given) < math.inf:
         raise ArgumentError("tolerance", f"{given!r} came", "a positive number, in units of the target")
     composition = call.spec.composition
     if composition is None or composition.refinement is None:
         able = [n for (_, n), s in catalog().specs.items() if s.composition and s.composition.refinement]
         raise ArgumentError(
-            "tolerance", f"{given} came", f"nothing: {call.spec.name} cannot refine", f"Methods that can: {', '.join(able)}."
+            "tolerance",
+            f"{given} came",
+            f"nothing: {call.spec.name} cannot refine",
+            f"Methods that can: {', '.join(able)}.",
         )
     used = composition.refinement.resolve({name: name for name in call.spec.parameters}).values()
     idle = sorted(parameters.keys() - set(used))
@@ -319,5 +331,3 @@ def _flag(given: Any, argument: str) -> bool:
     if isinstance(given, bool):
         return given
     raise ArgumentError(argument, f"{given!r} came", "True or False")
-
-

@@ -49,7 +49,9 @@ class Engine:
         limit = self.rows(problem, need)
         if len(index) > limit:
             pieces = [
-                self.ask(problem, map_tensors(lambda t, s=start: t[s : s + limit], x), index[start : start + limit], need)
+                self.ask(
+                    problem, map_tensors(lambda t, s=start: t[s : s + limit], x), index[start : start + limit], need
+                )
                 for start in range(0, len(index), limit)
             ]
             return _join(pieces)
@@ -59,7 +61,9 @@ class Engine:
             if not _out_of_memory(error):
                 raise
             if len(index) == 1:
-                raise UnsupportedModel("model: memory ran out on a single row; use a smaller input or another device.") from error
+                raise UnsupportedModel(
+                    "model: memory ran out on a single row; use a smaller input or another device."
+                ) from error
         else:
             self._report()
             return answers
@@ -84,7 +88,7 @@ class Engine:
     def blocks(self, problem: Problem, need: Need) -> Iterator[Tensor]:
         """Yield the examples in blocks that fit in a chunk, as index tensors."""
         everyone = problem.everyone()
-        yield from everyone.split(self.rows(problem, need))
+        yield from torch.split(everyone, self.rows(problem, need))
 
     def samples(self, block: Problem, count: int, need: Need) -> Iterator[range]:
         """Yield ranges of samples that fit in a chunk together with the block's examples."""
@@ -137,7 +141,7 @@ class Engine:
             value = self._select(problem, rows, index)
             if not value.requires_grad:
                 raise UnsupportedModel(
-                    "model: its output does not depend differentiably on x: it detaches, rounds, or runs under no_grad. "
+                    "model: its output does not depend differentiably on x: it detaches, rounds, or is under no_grad. "
                     "Use a method that needs no gradients, or explain a layer behind that step."
                 )
             gradients = torch.autograd.grad(value, leaves, torch.ones_like(value), allow_unused=True)

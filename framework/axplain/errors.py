@@ -47,7 +47,7 @@ class SpecError(AxplainError):
 
 
 class PluginError(AxplainError):
-    """A plugin cannot be loaded or breaks its protocol; the message names the distribution, the plugin and the cause."""
+    """A plugin cannot be loaded or breaks its protocol; the message names distribution, plugin and cause."""
 
 
 class MissingExtra(AxplainError, ImportError):  # noqa: N818 - see UnknownMethod

@@ -11,20 +11,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from axplain.cost import Cost
 from axplain.structure import Structure, Tensors
-
-
-@attrs.frozen
-class Cost:
-    """Rows of model passes. `check_rows` are forward rows of checks and predictions, apart from the method's own.
-
-    `bound` is "exact" where the rows are known before the run, "upper" where the run may stop earlier.
-    """
-
-    forward_rows: int
-    backward_rows: int
-    check_rows: int
-    bound: str = "exact"
 
 
 @attrs.frozen
@@ -78,7 +66,7 @@ class Explanation:
         return f"Explanation({self.method!r}, target={target}, shape={shapes}{delta}, {self.seconds:.2f}s)"
 
     def top(self, k: int = 5, example: int = 0) -> list[Feature]:
-        """Return the k elements of one example with the largest absolute attribution, largest first, over all inputs."""
+        """Return the k elements of one example with the largest absolute attribution, largest first."""
         candidates = []
         for name, tensor in zip(self.structure.labels("x"), self.tensors, strict=True):
             flat = tensor[example].flatten()

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from axplain.check import warn_incomplete
 from axplain.composition import run_method
-from axplain.door import Question, baseline_kind, question
+from axplain.cost import Cost, planned_cost
+from axplain.door import Question, question
 from axplain.engine import Engine
 from axplain.errors import ArgumentError, UnsupportedModel, log
-from axplain.explanation import Cost, Explanation
+from axplain.explanation import Explanation
 from axplain.guard import occupied, untouched, warn_in_training
 from axplain.model import output_tensor
 from axplain.parameters import Call
@@ -33,7 +34,6 @@ from axplain.registry import registry
 from axplain.specs import Spec
 from axplain.structure import Tensors, accumulator
 from axplain.targets import IndexTarget, NeuronTarget, OutputTarget, Target, rows_of
-
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,7 +114,7 @@ def explain(
     module = asked.problem.model.module
     warn_in_training(module)
     hooked = isinstance(asked.target, NeuronTarget)
-    planned = _estimate(asked)
+    planned = planned_cost(asked)
     with ExitStack() as stack:
         callback = stack.enter_context(_progress(progress))
         engine = Engine(asked.batch_size, callback, planned.forward_rows)
@@ -140,7 +140,7 @@ def estimate(arguments: dict[str, Any]) -> Cost:
     Raises:
         ArgumentError: as `explain` does, for everything that can be seen before the first forward pass.
     """
-    return _estimate(_normalise(arguments))
+    return planned_cost(_normalise(arguments))
 
 
 def _normalise(arguments: dict[str, Any]) -> Question:
@@ -187,47 +187,6 @@ def _predict(problem: Problem, engine: Engine) -> tuple[Target, Tensor]:
     target: Target = OutputTarget() if output.shape[1] == 1 else IndexTarget(output.argmax(1, keepdim=True).cpu())
     value = output.gather(1, output.argmax(1, keepdim=True)).squeeze(1)
     return target, value.to(accumulator(value.dtype))
-
-
-def _estimate(asked: Question) -> Cost:
-    batch, references = asked.problem.batch, asked.problem.references
-    count = references.count if references else 0
-    forward, backward, bound = _rows(asked.call, batch, count, asked.tolerance)
-    check = _check_rows(asked, forward)
-    if baseline_kind(asked.call) == "reference" and count > 1:
-        forward, backward = forward * count, backward * count
-    return Cost(forward, backward, check, bound)
-
-
-def _rows(call: Call, batch: int, references: int, tolerance: float | None) -> tuple[int, int, str]:
-    cost = call.spec.cost
-    assert cost is not None, "the reader demands a cost of every method"
-    names: dict[str, Any] = {"batch": batch, "references": references}
-    names |= {name: value for name, value in call.values.items() if isinstance(value, int | float)}
-    bound: str = cost.bound
-    if call.inner:
-        forward, backward, inner_bound = _rows(call.inner, batch, references, tolerance)
-        names |= {"inner.forward_rows": forward, "inner.backward_rows": backward}
-        bound = "upper" if inner_bound == "upper" else bound
-    if tolerance is not None and cost.refined_rows is not None:
-        rows = int(cost.refined_rows(names))
-        return rows, rows, "upper"
-    return int(cost.forward_rows(names)), int(cost.backward_rows(names)), bound
-
-
-def _check_rows(asked: Question, forward: int) -> int:
-    """Bound the rows that predict the class, and those that check completeness: F(x) and F(x') of every noisy copy."""
-    batch, references = asked.problem.batch, asked.problem.references
-    checks = asked.verify and asked.call.spec.claim("completeness") is not None
-    rows = batch if checks or asked.target is None else 0
-    inner = asked.call
-    while inner.inner:
-        inner = inner.inner
-    if not checks or references is None or asked.tolerance is not None or inner.spec.claim("completeness") is None:
-        return rows
-    once, _, _ = _rows(inner, batch, references.count, None)
-    copies = forward // once if asked.call.inner else 1
-    return rows + copies * batch * (1 + references.count)
 
 
 @contextmanager

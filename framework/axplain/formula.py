@@ -68,7 +68,9 @@ def _names(node: ast.expr) -> set[str]:
             return _names(operand)
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _CALLS:
             return set().union(*map(_names, arguments))
-    raise ValueError(f"{ast.unparse(node)!r} is not arithmetic; allowed are numbers, names, + - * / // % **, min, max, ceil")
+    raise ValueError(
+        f"{ast.unparse(node)!r} is not arithmetic; allowed are numbers, names, + - * / // % **, min, max, ceil"
+    )
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, Number]) -> Number:

@@ -97,7 +97,7 @@ def _put_back(buffers: list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]) -
 
 def warn_in_training(module: torch.nn.Module | None) -> None:
     """Warn where batch normalisation or dropout run in training mode: they mix examples or draw random numbers."""
-    if module is None or not module.training and not any(m.training for m in module.modules()):
+    if module is None or (not module.training and not any(m.training for m in module.modules())):
         return
     suspects = [
         name or type(m).__name__
@@ -131,7 +131,7 @@ class _Evaluating(torch.nn.Module):
 
 
 def evaluating(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model as it behaves after `model.eval()`, without changing its mode: the option for models in training.
+    """Return the model as it behaves after `model.eval()`, without changing its mode: for models in training.
 
     The wrapper shares the model's parameters. Each pass switches the mode and restores it, also after an error.
     """
@@ -154,7 +154,7 @@ def occupied(function: Any, hooked: bool) -> Iterator[None]:
     with _lock:
         if _users[hooks] or (hooked and _users[shared]):
             raise UnsupportedModel(
-                "model: another thread explains it and a layer is hooked; explain one after the other, or a copy of the model."
+                "model: another thread explains it and a layer is hooked; explain one after the other, or a copy of it."
             )
         _users[mine] += 1
     try:
@@ -164,4 +164,3 @@ def occupied(function: Any, hooked: bool) -> Iterator[None]:
             _users[mine] -= 1
             if not _users[mine]:
                 del _users[mine]
-

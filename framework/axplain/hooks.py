@@ -16,7 +16,7 @@ hookimpl = pluggy.HookimplMarker("axplain")
 
 
 @hookspec
-def axplain_plugin(kind: str, name: str) -> Any:  # type: ignore[empty-body]
+def axplain_plugin(kind: str, name: str) -> Any:
     """Return the class of the plugin of that kind and name; it is called with the parameters of its spec."""
 
 

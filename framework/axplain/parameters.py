@@ -29,6 +29,11 @@ class Call:
         """The method inside a lift."""
         return next((value for value in self.values.values() if isinstance(value, Call)), None)
 
+    @property
+    def innermost(self) -> Call:
+        """The method inside all lifts; the call itself where it is none."""
+        return self.inner.innermost if self.inner else self
+
     def describe(self) -> dict[str, Any]:
         """Return the parameters as JSON can hold them."""
         return {name: _plain(value) for name, value in self.values.items()}
@@ -53,7 +58,7 @@ def settle(method: Any, given: Mapping[str, Any], argument: str = "method") -> C
         )
     values: dict[str, Any] = {}
     for name, parameter in spec.parameters.items():
-        values[name] = settle_parameter(name, parameter, given[name] if name in given else parameter.default, spec)
+        values[name] = settle_parameter(name, parameter, given.get(name, parameter.default), spec)
     _check_bounds(spec, values)
     return Call(spec, values)
 
@@ -74,7 +79,9 @@ def find_spec(method: Any, argument: str = "method") -> Spec:
         raise ArgumentError(argument, f"{method!r} came", "the name of a method, a Spec, or the path of a TOML file")
     if not method.distribution:
         if method.composition is None:
-            raise SpecError(method.origin or method.name, ["only an installed distribution may bring code @ composition"])
+            raise SpecError(
+                method.origin or method.name, ["only an installed distribution may bring code @ composition"]
+            )
         fault = composition_fault(method, catalog().specs)
         if fault:
             raise SpecError(method.origin or method.name, [fault])
@@ -85,7 +92,9 @@ def settle_use(value: Any, argument: str) -> Call:
     """Settle a method given as a name, a Spec, or `{"use": name, parameter: value, ...}`."""
     if isinstance(value, Mapping):
         if "use" not in value:
-            raise ArgumentError(argument, f"{value!r} came", "a mapping with the key 'use'", 'Write {"use": name, ...}.')
+            raise ArgumentError(
+                argument, f"{value!r} came", "a mapping with the key 'use'", 'Write {"use": name, ...}.'
+            )
         return settle(value["use"], {name: item for name, item in value.items() if name != "use"}, argument)
     return settle(value, {}, argument)
 

@@ -33,8 +33,10 @@ from axplain.specs import (
 
 #: explain's own arguments; a spec's parameter may not have such a name, or a call could not say which one it means
 RESERVED = frozenset(
-    "model x method target baselines layer feature_mask additional_forward_args forward_kwargs noise modality "
-    "batch_size seed tolerance verify progress".split()
+    {
+        *("model", "x", "method", "target", "baselines", "layer", "feature_mask", "additional_forward_args"),
+        *("forward_kwargs", "noise", "modality", "batch_size", "seed", "tolerance", "verify", "progress"),
+    }
 )
 _FORMULA_NAMES = {"batch", "references", "features", "inner.forward_rows", "inner.backward_rows"}
 _INTERNAL = {"origin", "distribution"}
@@ -85,7 +87,9 @@ def _describe(error: BaseException, type_: type | None) -> str:
 def _faults(spec: Spec) -> list[str]:
     faults = [] if spec.kind in GROUPS else [f"kind {spec.kind!r} is none of {', '.join(GROUPS)} @ kind"]
     explains = spec.kind in ("method", "noise")
-    faults += [f"{name!r} is an argument of explain @ parameters.{name}" for name in sorted(RESERVED & spec.parameters.keys())]
+    faults += [
+        f"{name!r} is an argument of explain @ parameters.{name}" for name in sorted(RESERVED & spec.parameters.keys())
+    ]
     if explains and spec.cost is None:
         faults.append("a method states its cost @ cost")
     if not explains:
@@ -95,7 +99,9 @@ def _faults(spec: Spec) -> list[str]:
         faults.append("only a perturbation provides @ provides")
     if spec.needs and spec.kind != "aggregation":
         faults.append("only an aggregation needs @ needs")
-    faults += [f"{name!r} is none of {', '.join(sorted(PROVIDES))} @ provides" for name in sorted(spec.provides - PROVIDES)]
+    faults += [
+        f"{name!r} is none of {', '.join(sorted(PROVIDES))} @ provides" for name in sorted(spec.provides - PROVIDES)
+    ]
     known = PROVIDES.union(*GIVES.values())
     faults += [f"{name!r} is none of {', '.join(sorted(known))} @ needs" for name in sorted(spec.needs - known)]
     return faults + _parameter_faults(spec) + _formula_faults(spec) + _reference_faults(spec)
@@ -113,7 +119,11 @@ def _parameter_faults(spec: Spec) -> list[str]:
 
 def _formula_faults(spec: Spec) -> list[str]:
     known = _FORMULA_NAMES | spec.parameters.keys()
-    places = {f"parameters.{name}.{bound}": getattr(p, bound) for name, p in spec.parameters.items() for bound in ("min", "max")}
+    places = {
+        f"parameters.{name}.{bound}": getattr(p, bound)
+        for name, p in spec.parameters.items()
+        for bound in ("min", "max")
+    }
     if spec.cost:
         places |= {f"cost.{field.name}": getattr(spec.cost, field.name) for field in attrs.fields(CostFormula)}
     return [
@@ -204,6 +214,10 @@ def _choice(value: Any, type_: Any) -> Any:
     return value
 
 
+def _is_literal(type_: Any) -> bool:
+    return get_origin(type_) is Literal
+
+
 def _strings(container: type) -> Any:
     def hook(value: Any, _: type) -> Any:
         if not isinstance(value, list) or not all(type(item) is str for item in value):
@@ -227,7 +241,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(Formula, _formula)
     converter.register_structure_hook(Use, _use)
     converter.register_structure_hook(Evaluation, _evaluation)
-    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _choice)
+    converter.register_structure_hook_func(_is_literal, _choice)
     converter.register_structure_hook_func(lambda t: t == tuple[str, ...], _strings(tuple))
     converter.register_structure_hook_func(lambda t: t == frozenset[str], _strings(frozenset))
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Parameter).min.type, _bound)
@@ -235,7 +249,9 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Composition).post.type, _post)
     converter.register_structure_hook_func(lambda t: t == Mapping[str, str | float], lambda value, _: dict(value))
     for class_ in (Spec, Composition, Requires, Determinism, CostFormula, Parameter):
-        converter.register_structure_hook(class_, make_dict_structure_fn(class_, converter, _cattrs_forbid_extra_keys=True))
+        converter.register_structure_hook(
+            class_, make_dict_structure_fn(class_, converter, _cattrs_forbid_extra_keys=True)
+        )
     renamed = make_dict_structure_fn(
         Claim, converter, _cattrs_forbid_extra_keys=True, model_class=override(rename="class")
     )

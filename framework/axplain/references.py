@@ -1,4 +1,4 @@
-"""The door for `baselines`: numbers, tensors, sets, callables and names of baseline plugins become one table of rows."""
+"""The door for `baselines`: numbers, tensors, sets, callables and plugin names become one table of rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def resolve_references(
     if kind == "none":
         if given is None:
             return None
-        raise ArgumentError("baselines", f"{_brief(given)} came", f"nothing: {method} uses no baselines", "Leave it out.")
+        raise ArgumentError(
+            "baselines", f"{_brief(given)} came", f"nothing: {method} uses no baselines", "Leave it out."
+        )
     if given is None and kind == "reference_set":
         warn(
             f"{method} explains against a distribution of baselines and none was given: it uses the single reference "
@@ -105,7 +107,12 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
         item = torch.as_tensor(item)
     plugin = _plugin(item, x, as_set, label)
     table = plugin.references(x, key)
-    if table.ndim != x.ndim + 1 or table.shape[2:] != x.shape[1:] or len(table) not in (1, len(x)) or not table.shape[1]:
+    if (
+        table.ndim != x.ndim + 1
+        or table.shape[2:] != x.shape[1:]
+        or len(table) not in (1, len(x))
+        or not table.shape[1]
+    ):
         raise ArgumentError(
             label,
             f"{_brief(item)} came, which gives references of shape {tuple(table.shape[2:])}",
@@ -142,7 +149,9 @@ def _check_tensor(item: Tensor, x: Tensor, as_set: bool, label: str) -> None:
         raise ArgumentError(label, f"a tensor on {item.device} came", f"one on {x.device}, where x is")
     if item.shape == x.shape[1:] and not (item.ndim == x.ndim):
         raise ArgumentError(
-            label, f"shape {tuple(item.shape)} came, without a batch dimension", f"{('n' if as_set else 1, *x.shape[1:])}",
+            label,
+            f"shape {tuple(item.shape)} came, without a batch dimension",
+            f"{('n' if as_set else 1, *x.shape[1:])}",
             "Call .unsqueeze(0) on it.",
         )
     lengths_fit = as_set or (item.ndim > 0 and len(item) in (1, len(x)))
@@ -159,7 +168,9 @@ def _build(name: str, arguments: dict[str, Any], label: str) -> Baseline:
     spec = catalog().find(name, "baseline")
     unknown = sorted(arguments.keys() - spec.parameters.keys())
     if unknown:
-        raise ArgumentError(label, f"baseline {name!r} has no parameter {unknown[0]!r}", f"one of {sorted(spec.parameters)}")
+        raise ArgumentError(
+            label, f"baseline {name!r} has no parameter {unknown[0]!r}", f"one of {sorted(spec.parameters)}"
+        )
     values = {
         key: settle_parameter(key, parameter, arguments.get(key, parameter.default), spec)
         for key, parameter in spec.parameters.items()
@@ -186,5 +197,3 @@ def _brief(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return f"{type(value).__name__} {value!r}"[:80]
-
-

@@ -58,7 +58,9 @@ class Registry:
     def _load(self, spec: Spec) -> Any:
         point = catalog().modules.get((spec.kind, spec.name))
         if point is None:
-            raise PluginError(f"{_who(spec)}: no entry point in group {GROUPS[spec.kind]!r}; install again (pip install -e .)")
+            raise PluginError(
+                f"{_who(spec)}: no entry point in group {GROUPS[spec.kind]!r}; install again (pip install -e .)"
+            )
         module = self._register(point)
         for implementation in self.plugins.hook.axplain_plugin.get_hookimpls():
             if implementation.plugin is module:

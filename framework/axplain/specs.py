@@ -1,4 +1,4 @@
-"""What a spec can say: frozen classes without IO; `axplain.reader` knows TOML, `axplain.discovery` knows where files lie."""
+"""What a spec can say: frozen classes without IO. `axplain.reader` knows TOML, `axplain.discovery` where files lie."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Explanations on disk: safetensors for arrays, JSON in its header for the rest; no pickle, nothing executed on load."""
+"""Explanations on disk: safetensors for arrays, JSON in its header for the rest; no pickle, nothing is executed."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from axplain.cost import Cost
 from axplain.errors import ArgumentError
-from axplain.explanation import Cost, Explanation, flatten
+from axplain.explanation import Explanation, flatten
 from axplain.structure import Structure
 
 FORMAT: Final = "axplain-explanation-1"
@@ -67,7 +67,9 @@ def load(path: Path) -> Explanation:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise ArgumentError("path", f"{path} is not a safetensors file", "a file that Explanation.save wrote") from error
+        raise ArgumentError(
+            "path", f"{path} is not a safetensors file", "a file that Explanation.save wrote"
+        ) from error
     if metadata.get("format") != FORMAT:
         raise ArgumentError("path", f"{path} has the format {metadata.get('format')!r}", FORMAT)
     document = json.loads(metadata["explanation"])
@@ -101,10 +103,5 @@ def fingerprint(explanation: Explanation) -> str | None:
         if isinstance(tensor, Tensor):
             flat = tensor.detach().cpu().contiguous().flatten()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_bytes(flat))
+            digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _bytes(flat: Tensor) -> bytes:
-    """Return the bytes of a contiguous CPU tensor; torch without numpy has no other door to them than ctypes."""
-    return ctypes.string_at(flat.data_ptr(), flat.numel() * flat.element_size())

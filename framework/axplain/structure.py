@@ -56,7 +56,7 @@ def map_tensors(function: Callable[..., Tensor], *groups: Tensors) -> Tensors:
 
 def rows_by_samples(tensor: Tensor, samples: int) -> Tensor:
     """View rows, which are sample-major, as (samples, examples, ...)."""
-    return tensor.unflatten(0, (samples, -1))
+    return tensor.reshape(samples, len(tensor) // samples, *tensor.shape[1:])
 
 
 def trailing(vector: Tensor, like: Tensor) -> Tensor:

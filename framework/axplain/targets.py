@@ -86,7 +86,9 @@ class IndexTarget(_Same):
         output = rows_of(output_tensor(raw), len(index))
         self._check(output.shape[1:])
         if len(self.indices) == 1:
-            return output[(slice(None), *self.indices[0].tolist())]
+            same = tuple(self.indices[0].tolist())
+            picked: Tensor = output[:, *same]
+            return picked
         columns = self.indices.to(output.device)[index]
         return output[(torch.arange(len(index), device=output.device), *columns.unbind(1))]
 
@@ -137,7 +139,9 @@ class CallableTarget(_Same):
         value = self.function(raw)
         if not isinstance(value, Tensor) or value.shape not in ((len(index),), (len(index), 1)):
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ArgumentError("target", f"the callable returned {got}", f"a tensor of shape ({len(index)},), one value a row")
+            raise ArgumentError(
+                "target", f"the callable returned {got}", f"a tensor of shape ({len(index)},), one value a row"
+            )
         return value.reshape(-1)
 
     def describe(self) -> Any:
@@ -197,7 +201,7 @@ class NeuronTarget(_Same):
                 f"{output.ndim - 1} indices, one for each dimension after the batch",
             )
         try:
-            return output[(slice(None), *wanted)]  # type: ignore[index]  # callables are handled by the caller
+            return output[(slice(None), *wanted)]
         except IndexError as error:
             raise ArgumentError(
                 "target",
@@ -250,7 +254,9 @@ def resolve_neuron(unit: Neuron, model: Model) -> NeuronTarget:
     """
     module = model.module
     if module is None:
-        raise ArgumentError("target", "a neuron came and the model is a plain callable", "a torch.nn.Module as the model")
+        raise ArgumentError(
+            "target", "a neuron came and the model is a plain callable", "a torch.nn.Module as the model"
+        )
     layers = dict(module.named_modules())
     if isinstance(unit.layer, str):
         if unit.layer not in layers:
@@ -258,5 +264,7 @@ def resolve_neuron(unit: Neuron, model: Model) -> NeuronTarget:
         return NeuronTarget(layers[unit.layer], unit.layer, unit.index)
     name = next((name for name, layer in layers.items() if layer is unit.layer), None)
     if name is None:
-        raise ArgumentError("target", f"a {type(unit.layer).__name__} came that is no part of the model", "one of its modules")
+        raise ArgumentError(
+            "target", f"a {type(unit.layer).__name__} came that is no part of the model", "one of its modules"
+        )
     return NeuronTarget(unit.layer, name or "(the model)", unit.index)

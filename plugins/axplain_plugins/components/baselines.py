@@ -8,7 +8,6 @@ from typing import Any
 
 import attrs
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from axplain import ArgumentError, hookimpl
@@ -80,7 +79,9 @@ class Blur:
     def references(self, x: Tensor, key: Key) -> Tensor:
         if x.ndim < 3:
             raise ArgumentError(
-                "baselines", f"'blur' came and x has the shape {tuple(x.shape)}", "channels and space: (batch, channels, ...)"
+                "baselines",
+                f"'blur' came and x has the shape {tuple(x.shape)}",
+                "channels and space: (batch, channels, ...)",
             )
         blurred = x
         for dimension in range(2, x.ndim):
@@ -94,8 +95,8 @@ def _blur_along(x: Tensor, dimension: int, sigma: float) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device=x.device)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     lines = x.movedim(dimension, -1)
-    flat = F.pad(lines.reshape(-1, 1, x.shape[dimension]), (radius, radius), mode="reflect")
-    smooth = F.conv1d(flat, (weights / weights.sum()).to(x.dtype).view(1, 1, -1))
+    flat = torch.nn.functional.pad(lines.reshape(-1, 1, x.shape[dimension]), (radius, radius), mode="reflect")
+    smooth = torch.nn.functional.conv1d(flat, (weights / weights.sum()).to(x.dtype).view(1, 1, -1))
     return smooth.view(lines.shape).movedim(-1, dimension)
 
 

@@ -24,16 +24,22 @@ class Image:
         pictures = x if isinstance(x, list) else [x]
         if not pictures:
             raise ArgumentError("x", "an empty list of pictures came", "at least one picture")
-        tensors = [self._tensor(picture, f"x[{i}]" if isinstance(x, list) else "x") for i, picture in enumerate(pictures)]
+        tensors = [
+            self._tensor(picture, f"x[{i}]" if isinstance(x, list) else "x") for i, picture in enumerate(pictures)
+        ]
         shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(shapes) > 1:
-            raise ArgumentError("modality", f"the transform returned the shapes {sorted(shapes)}", "one shape for all pictures")
+            raise ArgumentError(
+                "modality", f"the transform returned the shapes {sorted(shapes)}", "one shape for all pictures"
+            )
         return torch.stack(tensors)
 
     def _tensor(self, picture: Any, label: str) -> Tensor:
         tensor = self.transform(_open(picture, label))
         if not isinstance(tensor, Tensor):
-            raise ArgumentError("modality", f"the transform returned {type(tensor).__name__}", "a tensor (channels, height, width)")
+            raise ArgumentError(
+                "modality", f"the transform returned {type(tensor).__name__}", "a tensor (channels, height, width)"
+            )
         if tensor.ndim == 4 and len(tensor) == 1:
             tensor = tensor[0]
         if tensor.ndim != 3:
@@ -57,7 +63,9 @@ def _open(picture: Any, label: str) -> Any:
             with PIL.Image.open(picture) as opened:
                 return opened.convert("RGB")
         except (OSError, PIL.UnidentifiedImageError) as error:
-            raise ArgumentError(label, f"{str(picture)!r} cannot be opened: {error}", "the path of a picture") from error
+            raise ArgumentError(
+                label, f"{str(picture)!r} cannot be opened: {error}", "the path of a picture"
+            ) from error
     array = picture.numpy(force=True) if isinstance(picture, Tensor) else picture
     if getattr(array, "ndim", 0) not in (2, 3) or str(getattr(array, "dtype", "")) != "uint8":
         came = f"{type(picture).__name__} of {getattr(array, 'dtype', 'no dtype')}, shape {getattr(array, 'shape', 'none')}"

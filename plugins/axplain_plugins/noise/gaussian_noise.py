@@ -61,8 +61,6 @@ class NoisePlan:
         return (stdev * (flat.amax(1) - flat.amin(1))).view(-1, *[1] * (x.ndim - 1))
 
 
-
-
 @hookimpl
 def axplain_plugin() -> Any:
     """Return the class behind `gaussian_noise`."""

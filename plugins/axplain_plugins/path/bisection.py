@@ -41,7 +41,7 @@ class Bisection:
 
     def _blocks(self, problem: Problem) -> Iterator[Tensor]:
         one = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs) * self.max_steps
-        yield from problem.everyone().split(max(KEPT_BYTES // one, 1))
+        yield from torch.split(problem.everyone(), max(KEPT_BYTES // one, 1))
 
     def _block(self, problem: Problem, engine: Engine, tolerance: float) -> Outcome:
         path = _Path.of(problem, engine)
@@ -53,11 +53,11 @@ class Bisection:
             pieces = torch.cat([pieces[~split], path.halve(pieces[split])])
 
     def _worst(self, path: _Path, pieces: Tensor, tolerance: float) -> Tensor:
-        """Mark the pieces to halve: the fewest whose absence leaves half the tolerance, within each example's budget."""
+        """Mark the pieces to halve: the fewest that leave half the tolerance to the rest, within the budget."""
         error = path.errors(pieces).abs()
         owner = path.examples[pieces[:, 0]]
         marked = torch.zeros(len(pieces), dtype=torch.bool)
-        for example in owner.unique().tolist():
+        for example in torch.unique(owner).tolist():
             mine = (owner == example).nonzero().squeeze(1)
             order = mine[error[mine].argsort(descending=True)]
             if float(error[mine].sum()) <= tolerance:
@@ -124,9 +124,14 @@ class _Path:
         for nodes, factor in ((left, 1.0), (middle, 4.0), (right, 1.0)):
             weights.index_add_(0, nodes, share * factor)
         attributions = map_tensors(lambda step, sums: step * sums, self.step, self._weighted(weights))
-        ends = [self.values[self.positions == end][self.examples[self.positions == end].argsort()] for end in (0.0, 1.0)]
-        difference = (ends[1] - ends[0]).to(self.problem.device)
-        return Outcome(attributions, checks={"completeness": total(attributions) - difference, "difference": difference})
+        difference = (self._values_at(1.0) - self._values_at(0.0)).to(self.problem.device)
+        residual = total(attributions) - difference
+        return Outcome(attributions, checks={"completeness": residual, "difference": difference})
+
+    def _values_at(self, position: float) -> Tensor:
+        """Return F at one position of the path, per example: (batch,)."""
+        nodes = self.positions == position
+        return self.values[nodes][self.examples[nodes].argsort()]
 
     def _weighted(self, weights: Tensor) -> Tensors:
         sums = map_tensors(lambda x: torch.zeros_like(x, dtype=accumulator(x.dtype)), self.problem.inputs)

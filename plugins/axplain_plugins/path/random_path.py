@@ -68,5 +68,3 @@ def _along(origin: Tensor, step: Tensor, alpha: Tensor) -> Tensor:
 def axplain_plugin() -> Any:
     """Return the class behind `random_path`."""
     return RandomPath
-
-

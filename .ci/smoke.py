@@ -1,0 +1,19 @@
+"""Explains something with the installed wheel: run from a folder that is not the checkout."""
+
+import torch
+
+import axplain
+
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double().eval()
+x = torch.randn(2, 4, dtype=torch.float64)
+
+assert not axplain.catalog().broken, axplain.catalog().broken
+for method in axplain.methods():
+    explanation = axplain.explain(model, x, method, baselines=None if method != "gradient_shap" else x.mean(0, keepdim=True))
+    assert explanation.attributions.shape == x.shape
+    print(explanation)
+
+explanation = axplain.explain(model, x, "integrated_gradients")
+assert explanation.delta is not None and explanation.delta.abs().max() < 1e-12
+restored = axplain.Explanation.load(explanation.save("explanation.safetensors"))
+assert torch.equal(restored.attributions, explanation.attributions)

@@ -1,0 +1,64 @@
+"""What a call costs in rows, from the formula of its spec, before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from axplain.door import Question
+    from axplain.parameters import Call
+
+
+@attrs.frozen
+class Cost:
+    """Rows of model passes. `check_rows` are forward rows of checks and predictions, apart from the method's own.
+
+    `bound` is "exact" where the rows are known before the run, "upper" where the run may stop earlier; an estimate of
+    `check_rows` is always an upper bound, since references that examples share are asked once.
+    """
+
+    forward_rows: int
+    backward_rows: int
+    check_rows: int
+    bound: str = "exact"
+
+
+def planned_cost(asked: Question) -> Cost:
+    """Evaluate the cost formulas of a question."""
+    batch, references = asked.problem.batch, asked.problem.references
+    count = references.count if references else 0
+    forward, backward, bound = _rows(asked.call, batch, count, asked.tolerance)
+    check = _check_rows(asked, forward, batch, count)
+    if asked.call.innermost.spec.baseline == "reference" and count > 1:  # averaged over the set
+        forward, backward = forward * count, backward * count
+    return Cost(forward, backward, check, bound)
+
+
+def _rows(call: Call, batch: int, references: int, tolerance: float | None) -> tuple[int, int, str]:
+    """Return forward rows, backward rows and how they bound the run."""
+    cost = call.spec.cost
+    assert cost is not None, "the reader demands a cost of every method"
+    names: dict[str, Any] = {"batch": batch, "references": references}
+    names |= {name: value for name, value in call.values.items() if isinstance(value, int | float)}
+    bound: str = cost.bound
+    if call.inner:
+        forward, backward, inner_bound = _rows(call.inner, batch, references, tolerance)
+        names |= {"inner.forward_rows": forward, "inner.backward_rows": backward}
+        bound = "upper" if inner_bound == "upper" else bound
+    if tolerance is not None and cost.refined_rows is not None:
+        rows = int(cost.refined_rows(names))
+        return rows, rows, "upper"
+    return int(cost.forward_rows(names)), int(cost.backward_rows(names)), bound
+
+
+def _check_rows(asked: Question, forward: int, batch: int, references: int) -> int:
+    """Bound the rows that predict the class, and those that check completeness: F(x) and F(x') of every noisy copy."""
+    checks = asked.verify and asked.call.spec.claim("completeness") is not None
+    rows = batch if checks or asked.target is None else 0
+    inner = asked.call.innermost
+    if not checks or not references or asked.tolerance is not None or inner.spec.claim("completeness") is None:
+        return rows
+    copies = forward // _rows(inner, batch, references, None)[0] if asked.call.inner else 1
+    return rows + copies * batch * (1 + references)

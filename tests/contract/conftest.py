@@ -1,0 +1,245 @@
+"""What the contract tests share: every installed method as a case, small models, and a witness of what must not change.
+
+A test that asks for `case` runs once for each method and noise mode that is installed, and for each noise mode around
+three methods; a plugin that is installed later joins by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+
+import axplain
+
+#: enough to be exact on the smooth models below, and few enough to be quick
+SMALL = {"n_steps": 8, "n_samples": 3}
+STDEV = 0.1
+WRAPPED = ("integrated_gradients", "gradient_shap", "saliency")
+
+
+@attrs.frozen
+class Case:
+    """A method, perhaps inside a noise mode, with parameters that keep a test short."""
+
+    method: str
+    noise: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.noise}({self.method})" if self.noise else self.method
+
+    @property
+    def specs(self) -> list[axplain.Spec]:
+        """The specs from the outermost to the innermost method; a noise mode without one wraps its default."""
+        specs = [axplain.describe(name) for name in (self.noise, self.method) if name]
+        while "inner" in specs[-1].parameters:
+            specs.append(axplain.describe(specs[-1].parameters["inner"].default))
+        return specs
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the numbers depend on the seed, with the parameters of this case."""
+        return any(spec.determinism.kind == "seeded" for spec in self.specs)
+
+    @property
+    def baseline(self) -> str:
+        """What the method takes as baselines."""
+        return self.specs[-1].baseline
+
+    @property
+    def checked(self) -> bool:
+        """Whether completeness is claimed all the way down, so that a residual comes with the answer."""
+        return all(spec.claim("completeness") for spec in self.specs) and self.baseline != "none"
+
+    def arguments(self, **given: Any) -> dict[str, Any]:
+        """The arguments of `explain`, with small numbers of samples, and a baseline where one is taken."""
+        outer = axplain.describe(self.method).parameters
+        stdev = given.pop("stdev", STDEV if self.noise or axplain.describe(self.method).kind == "noise" else None)
+        arguments: dict[str, Any] = {"method": self.method, "seed": 7}
+        arguments |= {name: value for name, value in SMALL.items() if name in outer}
+        if self.noise:
+            noisy = axplain.describe(self.noise).parameters
+            arguments["noise"] = {"mode": self.noise, "stdev": stdev}
+            arguments["noise"] |= {name: value for name, value in SMALL.items() if name in noisy}
+        elif stdev is not None and "stdev" in outer:
+            arguments["stdev"] = stdev
+        if self.baseline != "none":
+            arguments["baselines"] = 0.1
+        else:
+            given.pop("baselines", None)
+        return arguments | given
+
+    def __call__(self, model: Any, x: Any, **given: Any) -> axplain.Explanation:
+        """Explain."""
+        return axplain.explain(model, x, **self.arguments(**given))
+
+    def estimate(self, model: Any, x: Any, **given: Any) -> axplain.Cost:
+        """Price the same call."""
+        return axplain.estimate(model, x, **self.arguments(**given))
+
+
+def _cases() -> list[Case]:
+    names = axplain.methods()
+    modes = [name for name in names if axplain.describe(name).kind == "noise"]
+    return [Case(name) for name in names] + [Case(name, mode) for mode in modes for name in WRAPPED]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each test its cases: all, those that draw, those that check completeness, those that take baselines."""
+    chosen: dict[str, Callable[[Case], Any]] = {
+        "case": lambda case: True,
+        "seeded_case": lambda case: case.seeded,
+        "checked_case": lambda case: case.checked,
+        "baseline_case": lambda case: case.baseline != "none",
+    }
+    for name, wanted in chosen.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, [case for case in _cases() if wanted(case)], ids=str)
+
+
+class Network(nn.Module):
+    """A smooth classifier with buffers; its inputs are joined, `gain` and `offset` are further arguments."""
+
+    def __init__(self, features: int = 4, classes: int = 3, depth: int = 0) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.hidden = nn.Sequential(nn.Tanh(), nn.Dropout(0.5))
+        self.last = nn.Linear(5, classes)
+        self.register_buffer("scale", torch.full((1,), 1.5))
+        self.frozen = nn.Parameter(torch.ones(5), requires_grad=False)
+        self.classes, self.depth = classes, depth
+
+    def forward(self, *x: Tensor, gain: Tensor | float = 1.0, offset: Tensor | float = 0.0, **named: Tensor) -> Tensor:
+        joined = torch.cat([*x, *named.values()], 1)
+        if isinstance(gain, Tensor) and gain.ndim:
+            gain = gain.view(-1, 1)
+        out: Tensor = self.last(self.hidden(self.norm(self.first(joined * gain + offset))) * self.frozen)
+        out = out * self.get_buffer("scale")
+        return out.view(len(out), -1, self.depth) if self.depth else out
+
+
+@pytest.fixture
+def network() -> Callable[..., Network]:
+    """A factory of networks whose weights are the same each time; they are in evaluation mode and in float64."""
+
+    def make(*args: Any, dtype: torch.dtype = torch.float64, **kwargs: Any) -> Network:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            model = Network(*args, **kwargs)
+            model.norm.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            model.norm.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+        return model.eval().to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def draw() -> Callable[..., Tensor]:
+    """A factory of inputs; the same shape and key give the same numbers."""
+
+    def make(*shape: int, key: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(key), dtype=torch.float64).to(dtype)
+
+    return make
+
+
+@attrs.frozen(eq=False)
+class Witness:
+    """Everything that a call must leave as it was: compare with `differences`."""
+
+    model: nn.Module
+    tensors: tuple[Tensor, ...]
+    before: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, *tensors: Tensor) -> Witness:
+        return cls(model, tensors, {**_modules(model), **_tensors(tensors), **_process()})
+
+    def differences(self) -> list[str]:
+        """The names of all that has changed since."""
+        now = {**_modules(self.model), **_tensors(self.tensors), **_process()}
+        assert now.keys() == self.before.keys(), sorted(now.keys() ^ self.before.keys())
+        return [name for name, value in self.before.items() if not _same(value, now[name])]
+
+
+def _modules(model: nn.Module) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        attributes = {key: id(value) for key, value in vars(module).items()}
+        hooks = {key: len(value) for key, value in vars(module).items() if key.endswith("_hooks")}
+        state |= {f"{name}.__dict__": attributes, f"{name}.hooks": hooks, f"{name}.training": module.training}
+        assert "_forward_hooks" in hooks, "torch keeps its hooks where this looks for them"
+    owned = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in owned.items():
+        state |= {f"{name}.{key}": value for key, value in _tensor(tensor).items()}
+    for key, value in vars(torch.nn.modules.module).items():
+        if key.startswith("_global_") and key.endswith("_hooks"):
+            state[key] = len(value)
+    return state
+
+
+def _tensors(tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+    return {f"input {i}.{key}": value for i, t in enumerate(tensors) for key, value in _tensor(t).items()}
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "id": id(tensor),
+        "storage": tensor.data_ptr(),
+        "strides": tensor.stride(),
+        "value": tensor.detach().clone(),
+        "version": None if tensor.is_inference() else tensor._version,
+        "requires_grad": tensor.requires_grad,
+        "grad": tensor.grad if tensor.is_leaf else None,
+        "hooks": bool(tensor._backward_hooks),
+    }
+
+
+def _process() -> dict[str, Any]:
+    state = numpy.random.get_state()
+    assert isinstance(state, tuple), "asked for the tuple, not the dict"
+    return {
+        "random.python": random.getstate(),
+        "random.numpy": (state[0], state[1].tolist(), *state[2:]),
+        "random.torch": torch.get_rng_state(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic, warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()),
+        "anomaly": torch.is_anomaly_enabled(),
+        "threads": torch.get_num_threads(),
+        "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
+        "saved tensor hooks": torch._C._autograd._top_saved_tensors_default_hooks(True) is None,
+    }
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    return bool(left == right)
+
+
+@pytest.fixture
+def unchanged() -> Callable[..., Any]:
+    """A context: whatever happens inside, model, inputs and process are afterwards as they were."""
+
+    @contextmanager
+    def watch(model: nn.Module, *tensors: Tensor) -> Iterator[None]:
+        witness = Witness.of(model, *tensors)
+        try:
+            yield
+        finally:
+            assert witness.differences() == []
+
+    return watch
