@@ -37,14 +37,9 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
         outcome = _over_references(call, problem, engine, settings)
     else:
         outcome = _method(call).run(problem, engine, settings)
-    if not settings.verify:
-        outcome = attrs.evolve(outcome, checks={})
-    elif (
-        not outcome.checks
-        and problem.references
-        and (claim := spec.claim("completeness"))
-        and claim.kind != "inherited"
-    ):
+    claim = spec.claim("completeness")
+    claimed = claim is not None and claim.kind != "inherited"  # a lift has aggregated the checks of its inner method
+    if settings.verify and claimed and problem.references and not outcome.checks:
         outcome = attrs.evolve(outcome, checks=completeness(problem, engine, outcome))
     return _post(spec, outcome, call.values)
 

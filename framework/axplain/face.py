@@ -22,11 +22,10 @@ from axplain.composition import run_method
 from axplain.cost import Cost, planned_cost
 from axplain.door import Question, question
 from axplain.engine import Engine
-from axplain.errors import ArgumentError, UnsupportedModel, log
+from axplain.errors import ArgumentError, PluginError, UnsupportedModel, log, warn
 from axplain.explanation import Explanation
 from axplain.guard import occupied, untouched, warn_in_training
 from axplain.model import output_tensor
-from axplain.parameters import Call
 from axplain.problem import Problem
 from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
@@ -127,7 +126,7 @@ def explain(
         if callback:
             callback(planned.forward_rows, planned.forward_rows)
     explanation = _explanation(asked, problem, outcome, engine, planned.bound, time.perf_counter() - started)
-    _judge(asked.call, outcome)
+    _judge(asked, outcome, explanation)
     registry().plugins.hook.axplain_after_explain(call=asked.call, explanation=explanation)
     log.debug("%r cost %s", explanation, explanation.cost)
     return explanation
@@ -231,37 +230,50 @@ def _explanation(
         standard_errors=None if errors is None else structure.pack(_mirror(errors, problem.inputs)),
         cost=Cost(engine.count.forward, engine.count.backward, engine.count.check_forward, bound),
         seconds=seconds,
-        notes=dict(outcome.notes),
+        notes=dict(outcome.notes) | _tolerance_note(asked, outcome, engine),
         provenance=_provenance(asked),
         structure=structure,
         model=weakref.ref(function) if isinstance(function, torch.nn.Module) else None,
     )
 
 
+def _tolerance_note(asked: Question, outcome: Outcome, engine: Engine) -> dict[str, Any]:
+    """Say whether the tolerance that was asked for was reached, and what that took."""
+    if asked.tolerance is None or "completeness" not in outcome.checks:
+        return {}
+    worst = float(outcome.checks["completeness"].abs().max())
+    reached = worst <= asked.tolerance
+    return {"tolerance": {"asked": asked.tolerance, "reached": reached, "rows": engine.count.forward}}
+
+
 def _mirror(tensors: Tensors, inputs: Tensors) -> Tensors:
     """Give attributions the shape, device and dtype of the inputs; integers get float32."""
     for tensor, like in zip(tensors, inputs, strict=True):
-        assert tensor.shape == like.shape, f"a method returned {tuple(tensor.shape)} for an input {tuple(like.shape)}"
+        if tensor.shape != like.shape:
+            raise PluginError(f"the method returned the shape {tuple(tensor.shape)} for an input {tuple(like.shape)}")
     return tuple(
         tensor.detach().to(like.device, like.dtype if like.is_floating_point() else torch.float32)
         for tensor, like in zip(tensors, inputs, strict=True)
     )
 
 
-def _judge(call: Call, outcome: Outcome) -> None:
-    """Warn where the answer misses what its spec claims."""
+def _judge(asked: Question, outcome: Outcome, explanation: Explanation) -> None:
+    """Warn where the answer misses what its spec claims, or what the caller asked for."""
     for tensor in outcome.attributions:
         if not bool(tensor.isfinite().all()):
             raise UnsupportedModel(
                 f"model: {int((~tensor.isfinite()).sum())} attributions are NaN or inf: a gradient is not finite where "
                 "the model was asked; look for sqrt or log at 0 and for overflow in half precision."
             )
-    inner = call
-    while inner.inner and inner.spec.claim("completeness"):
-        inner = inner.inner
-    claim = inner.spec.claim("completeness")
-    if claim is not None and "completeness" in outcome.checks:
-        warn_incomplete(claim, outcome.checks["completeness"], outcome.checks["difference"], call.spec.name)
+    reached = explanation.notes.get("tolerance", {}).get("reached")
+    if reached is False:
+        warn(
+            f"{explanation.method}: tolerance={asked.tolerance:g} was not reached after {explanation.cost.forward_rows} "
+            f"rows; the largest residual is {float(outcome.checks['completeness'].abs().max()):.3g}. Raise max_steps."
+        )
+    claim = asked.call.innermost.spec.claim("completeness")
+    if reached is None and claim is not None and "completeness" in outcome.checks:
+        warn_incomplete(claim, outcome.checks["completeness"], outcome.checks["difference"], explanation.method)
 
 
 def _provenance(asked: Question) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _put_back(buffers: list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]) -
 
 def warn_in_training(module: torch.nn.Module | None) -> None:
     """Warn where batch normalisation or dropout run in training mode: they mix examples or draw random numbers."""
-    if module is None or (not module.training and not any(m.training for m in module.modules())):
+    if module is None or isinstance(module, _Evaluating):
         return
     suspects = [
         name or type(m).__name__

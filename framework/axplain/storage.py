@@ -103,5 +103,5 @@ def fingerprint(explanation: Explanation) -> str | None:
         if isinstance(tensor, Tensor):
             flat = tensor.detach().cpu().contiguous().flatten()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(flat.view(torch.uint8).numpy())
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -89,7 +89,7 @@ class IndexTarget(_Same):
             same = tuple(self.indices[0].tolist())
             picked: Tensor = output[:, *same]
             return picked
-        columns = self.indices.to(output.device)[index]
+        columns = self.indices.to(output.device)[index.to(output.device)]
         return output[(torch.arange(len(index), device=output.device), *columns.unbind(1))]
 
     def _check(self, shape: torch.Size) -> None:
@@ -119,7 +119,8 @@ class IndexTarget(_Same):
         """Return (batch,) integers, equal where two examples have the same target."""
         if len(self.indices) == 1:
             return torch.zeros(batch, dtype=torch.long, device=device)
-        return torch.unique(self.indices, dim=0, return_inverse=True)[1].to(device)
+        _, codes = torch.unique(self.indices, dim=0, return_inverse=True)
+        return torch.as_tensor(codes, device=device)
 
     def describe(self) -> Any:
         """Return the target as JSON can hold it."""

@@ -216,7 +216,11 @@ def _process() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "deterministic, warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()),
+        "autocast": (
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_cache_enabled(),
+        ),
         "anomaly": torch.is_anomaly_enabled(),
         "threads": torch.get_num_threads(),
         "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
@@ -240,6 +244,7 @@ def unchanged() -> Callable[..., Any]:
         try:
             yield
         finally:
-            assert witness.differences() == []
+            changed = witness.differences()
+            assert not changed, f"changed: {', '.join(changed)}"
 
     return watch
