@@ -79,10 +79,8 @@ def question(
     """
     call = settle_call(method, noise, parameters)
     spec = call.innermost.spec
-    if layer is not None:
-        raise ArgumentError(
-            "layer", f"{layer!r} came", "nothing: in this version every method explains the input", "Leave it out."
-        )
+    if layer is not None and "layer" not in spec.seats:
+        raise ArgumentError("layer", f"{layer!r} came", f"nothing: {spec.name} explains the input", "Leave it out.")
     if feature_mask is not None:
         raise ArgumentError(
             "feature_mask", "a mask came", f"nothing: {call.spec.name} does not group features", "Leave it out."

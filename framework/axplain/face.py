@@ -267,9 +267,10 @@ def _judge(asked: Question, outcome: Outcome, explanation: Explanation) -> None:
             )
     reached = explanation.notes.get("tolerance", {}).get("reached")
     if reached is False:
+        worst = float(outcome.checks["completeness"].abs().max())
         warn(
-            f"{explanation.method}: tolerance={asked.tolerance:g} was not reached after {explanation.cost.forward_rows} "
-            f"rows; the largest residual is {float(outcome.checks['completeness'].abs().max()):.3g}. Raise max_steps."
+            f"{explanation.method}: tolerance={asked.tolerance:g} was not reached after "
+            f"{explanation.cost.forward_rows} rows; the largest residual is {worst:.3g}. Raise max_steps."
         )
     claim = asked.call.innermost.spec.claim("completeness")
     if reached is None and claim is not None and "completeness" in outcome.checks:

@@ -108,7 +108,6 @@ class Requires:
     """What must hold before the first forward pass."""
 
     input_dtype: Literal["any", "floating"] = "any"
-    inherit: str | None = None
 
 
 @attrs.frozen

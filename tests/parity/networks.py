@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -61,7 +63,7 @@ def two_inputs(seed: int = 5) -> TwoInputs:
     return _weighted(TwoInputs(), seed)
 
 
-def _weighted(model: Any, seed: int) -> Any:
+def _weighted(model: Network, seed: int) -> Network:
     """Give weights N(0, 0.7^2), so that saturation and kinks occur."""
     for i, parameter in enumerate(model.parameters()):
         parameter.data = 0.7 * seeded(*parameter.shape, seed=1000 * seed + i)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+Rule = tuple[Any, Any]  # nodes in [0, 1] and weights, arrays of float64
 Scalar = Callable[..., Tensor]  # from the input tensors, (rows, ...) each, to (rows,)
 
 
@@ -23,7 +24,7 @@ def gradients(function: Scalar, *x: Tensor) -> Tensors:
     )
 
 
-def rule(name: str, n: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def rule(name: str, n: int) -> Rule:
     """Return nodes in [0, 1] and weights that sum to 1, from the textbook definition of each rule."""
     if name == "gauss_legendre":
         nodes, weights = np.polynomial.legendre.leggauss(n)
@@ -36,19 +37,19 @@ def rule(name: str, n: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
     return (np.arange(n) + offset) / n, np.full(n, 1 / n)
 
 
-def integrated_gradients(
-    function: Scalar,
-    x: Tensors,
-    baseline: Tensors,
-    name: str = "gauss_legendre",
-    n: int = 64,
-    weights: np.ndarray[Any, Any] | None = None,
-) -> Tensors:
-    """Return integrated gradients by one pass per node; `weights` replaces those of the rule."""
-    nodes, own = rule(name, n)
+def single_precision(name: str, n: int) -> Rule:
+    """Return the rule as captum 0.9.0 rounds it: float32 weights, and float32 nodes in the Riemann rules."""
+    nodes, weights = rule(name, n)
+    if name != "gauss_legendre":
+        nodes = torch.linspace(float(nodes[0]), float(nodes[-1]), n).double().numpy()
+    return nodes, weights.astype(np.float32).astype(np.float64)
+
+
+def integrated_gradients(function: Scalar, x: Tensors, baseline: Tensors, nodes_and_weights: Rule) -> Tensors:
+    """Return integrated gradients by one pass per node."""
     start = tuple(b.expand_as(t) for b, t in zip(baseline, x, strict=True))
     sums = [torch.zeros_like(tensor) for tensor in x]
-    for node, weight in zip(nodes, own if weights is None else weights, strict=True):
+    for node, weight in zip(*nodes_and_weights, strict=True):
         point = [b + float(node) * (t - b) for b, t in zip(start, x, strict=True)]
         for total, gradient in zip(sums, gradients(function, *point), strict=True):
             total += float(weight) * gradient
@@ -57,8 +58,8 @@ def integrated_gradients(
 
 def expected_gradients(function: Scalar, x: Tensors, baselines: Tensors, n: int = 64) -> Tensors:
     """Return the mean of integrated gradients over the joint rows of the baselines."""
-    rows = range(len(baselines[0]))
-    parts = [integrated_gradients(function, x, tuple(b[k : k + 1] for b in baselines), n=n) for k in rows]
+    rows, nodes = range(len(baselines[0])), rule("gauss_legendre", n)
+    parts = [integrated_gradients(function, x, tuple(b[k : k + 1] for b in baselines), nodes) for k in rows]
     return tuple(torch.stack(tensors).mean(0) for tensors in zip(*parts, strict=True))
 
 
@@ -71,10 +72,12 @@ def gaussian_grid(dimensions: int, order: int = 24) -> Iterator[tuple[Tensor, fl
         yield point, float(np.prod([weights[i] for i in places]))
 
 
-def noisy_moments(attribute: Callable[[Tensor], Tensor], x: Tensor, stdev: float, powers: range) -> list[Tensor]:
+def noisy_moments(
+    attribute: Callable[[Tensor], Tensor], x: Tensor, stdev: float, powers: range, order: int = 24
+) -> list[Tensor]:
     """Return E[attribute(x + stdev * noise) ** p] for each power, exact to the order of the grid; x is (batch, d)."""
     sums = [torch.zeros_like(x) for _ in powers]
-    for point, weight in gaussian_grid(x.shape[1]):
+    for point, weight in gaussian_grid(x.shape[1], order):
         found = attribute(x + stdev * point)
         for total, power in zip(sums, powers, strict=True):
             total += weight * found**power

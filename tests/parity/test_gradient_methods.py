@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import InputXGradient, NeuronGradient, Saliency
+from tests.parity.networks import convolutional, grid, quietly, rectified, seeded, smooth, two_inputs
 from torch import Tensor, nn
 
 import axplain
-from tests.parity.networks import convolutional, grid, quietly, rectified, seeded, smooth, two_inputs
 
 X = seeded(5, 4)
 PICTURES = seeded(3, 1, 8, 8)

@@ -1,0 +1,118 @@
+"""Times contenders in one process, in turns: a round asks each once, and only ratios within a round are compared.
+
+Load of the machine and its clock change over seconds; they change all contenders of a round alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from tests.benchmarks.methods import ours
+from tests.benchmarks.models import Counted
+from tests.benchmarks.workloads import Bench, Contender
+
+
+#: One measurement repeats its call until it lasts about this long, so that the clock's grain does not show.
+LEAST_SECONDS: Final = 0.03
+MOST_REPEATS: Final = 100
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call in each round: CPU time of the process, and wall time."""
+
+    contender: Contender
+    cpu: tuple[float, ...]
+    wall: tuple[float, ...]
+
+    def ratios(self, bare: Times) -> tuple[float, ...]:
+        """Return CPU time as a multiple of the bare loop's, round by round."""
+        return tuple(mine / its for mine, its in zip(self.cpu, bare.cpu, strict=True))
+
+    def wall_ratios(self, bare: Times) -> tuple[float, ...]:
+        """Return wall time as a multiple of the bare loop's, round by round."""
+        return tuple(mine / its for mine, its in zip(self.wall, bare.wall, strict=True))
+
+    def over(self, bare: Times, share: float = 1.10) -> float:
+        """Return the median over rounds of the CPU seconds beyond `share` times the bare loop."""
+        return statistics.median(mine - share * its for mine, its in zip(self.cpu, bare.cpu, strict=True))
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the first quartile, the median and the third quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    first, second, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, second, third
+
+
+def interleave(bench: Bench, contenders: Sequence[Contender], seconds: float, most: int) -> dict[str, Times]:
+    """Time every contender once per round, each round beginning with another one, for about `seconds` in all."""
+    repeats = [_repeats(bench, contender) for contender in contenders]
+    taken: list[list[tuple[float, float]]] = [[] for _ in contenders]
+    began, rounds = time.perf_counter(), 0
+    while rounds < most and (not rounds or (time.perf_counter() - began) * (1 + 1 / rounds) < seconds):
+        for turn in range(len(contenders)):
+            position = (turn + rounds) % len(contenders)
+            taken[position].append(_seconds(bench, contenders[position], repeats[position]))
+        rounds += 1
+    return {
+        contender.name: Times(contender, *(tuple(kind) for kind in zip(*pairs, strict=True)))
+        for contender, pairs in zip(contenders, taken, strict=True)
+    }
+
+
+def best_chunk(bench: Bench, make: Callable[[int], Contender], sizes: Sequence[int]) -> int:
+    """Return the size with the least CPU time: the best of three turns, of one where a turn is long."""
+    if len(sizes) == 1:
+        return sizes[0]
+    least = dict.fromkeys(sizes, float("inf"))
+    repeats = {size: 1 if bench.workload.heavy else _repeats(bench, make(size)) for size in sizes}
+    for _ in range(1 if bench.workload.heavy else 3):
+        for size in sizes:
+            least[size] = min(least[size], _seconds(bench, make(size), repeats[size])[0])
+    return min(sizes, key=least.__getitem__)
+
+
+def count_rows(bench: Bench, run: Callable[[torch.nn.Module], object]) -> Counted:
+    """Return the rows of one call, counted at the model, after a first call has measured what it measures once."""
+    counted = Counted(bench.model).eval()
+    run(counted)
+    counted.clear()
+    run(counted)
+    return counted
+
+
+def disagreement(bench: Bench, chunk: int) -> float | None:
+    """Return the largest difference to the bare loop, as a fraction of its largest value; None for sampled methods."""
+    method = bench.workload.method
+    if method.sampled:
+        return None
+    expected = method.bare(bench.model, bench.x, chunk)
+    return float((ours(method, bench.model, bench.x) - expected).abs().max() / expected.abs().max())
+
+
+def _repeats(bench: Bench, contender: Contender) -> int:
+    """Warm up, then say how often one measurement calls."""
+    _seconds(bench, contender, 1)
+    if bench.workload.heavy:
+        return 1
+    once = _seconds(bench, contender, 1)[0]
+    return max(1, min(MOST_REPEATS, round(LEAST_SECONDS / max(once, 1e-6))))
+
+
+def _seconds(bench: Bench, contender: Contender, repeats: int) -> tuple[float, float]:
+    """Return CPU and wall seconds of one call, averaged over `repeats`."""
+    calls = list(bench.calls(contender, repeats))
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for call in calls:
+        call()
+    return (time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats

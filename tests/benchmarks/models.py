@@ -1,0 +1,106 @@
+"""The models of the benchmarks: small, with random weights, in evaluation mode, and the same on every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+
+def mlp(features: int) -> nn.Module:
+    """Three linear layers: a pass costs less than the Python around it."""
+    return nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def cnn28() -> nn.Module:
+    """A digit classifier: two convolutions with pooling, then two linear layers."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.first = _convolution(channels_in, channels, 3, stride)
+        self.second = _convolution(channels, channels, 3, 1)
+        same = stride == 1 and channels_in == channels
+        self.shortcut: nn.Module = nn.Identity() if same else _convolution(channels_in, channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.second(torch.relu(self.first(x)))
+        return torch.relu(inner + self.shortcut(x))
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 (He et al. 2015) for 224x224 pictures and 1,000 classes."""
+    blocks: list[nn.Module] = []
+    channels_in = 64
+    for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        blocks += [Residual(channels_in, channels, stride), Residual(channels, channels, 1)]
+        channels_in = channels
+    stem = [_convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+
+
+def _convolution(channels_in: int, channels: int, size: int, stride: int) -> nn.Module:
+    convolution = nn.Conv2d(channels_in, channels, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels))
+
+
+#: Name -> factory, the shape of one example, and the chunk sizes that are tried for the loops that need one.
+MODELS: Final[dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]]] = {
+    "mlp20": (lambda: mlp(20), (20,), (64, 512, 4096)),
+    "mlp100": (lambda: mlp(100), (100,), (64, 512, 4096)),
+    "cnn28": (cnn28, (1, 28, 28), (16, 32, 64, 128, 256)),
+    "resnet18": (resnet18, (3, 224, 224), (4, 8, 16)),
+}
+
+
+def build(name: str) -> nn.Module:
+    """Return a model; two calls return equal weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MODELS[name][0]().eval()
+
+
+def examples(name: str, count: int, seed: int = 1) -> Tensor:
+    """Return `count` random inputs of a model."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *MODELS[name][1], generator=generator)
+
+
+class Counted(nn.Module):
+    """A model that counts the rows that go forward and backward through it, and its largest pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.clear()
+
+    def clear(self) -> None:
+        """Count from zero."""
+        self.forward_rows = self.backward_rows = self.largest = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.forward_rows += len(x)
+        self.largest = max(self.largest, len(x))
+        if x.requires_grad:
+            x.register_hook(self._backward)
+        return self.model(x)
+
+    def _backward(self, gradient: Tensor) -> None:
+        self.backward_rows += len(gradient)

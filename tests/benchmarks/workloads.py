@@ -1,0 +1,111 @@
+"""What is measured: a model, a batch and a method, and the contenders that explain it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from tests.benchmarks.methods import GradientShap, InputXGradient, IntegratedGradients, Method, Saliency, SmoothGrad, ours
+from tests.benchmarks.models import MODELS, build, examples
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A question; `name` says method, model and batch. `quick` keeps it in the short run."""
+
+    name: str
+    model: str
+    batch: int
+    method: Method
+    quick: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Rows that the method needs, forward and backward each."""
+        return self.batch * self.method.rows
+
+    @property
+    def heavy(self) -> bool:
+        """Whether a single run takes about a second or more."""
+        return self.model == "resnet18" and self.rows > 4
+
+    def chunks(self) -> list[int]:
+        """Return the chunk sizes worth trying."""
+        return sorted({min(size, self.rows) for size in MODELS[self.model][2]})
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to answer. `renew` hands every run a model that it has never seen."""
+
+    name: str
+    run: Callable[[nn.Module, Tensor], Any]
+    chunk: int | None = None
+    renew: bool = False
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A workload with its model and inputs made."""
+
+    workload: Workload
+    model: nn.Module
+    x: Tensor
+
+    def bare(self, chunk: int) -> Contender:
+        """Return the hand-written loop."""
+        method = self.workload.method
+        return Contender("bare", lambda model, x: method.bare(model, x, chunk), chunk)
+
+    def ours(self, *, renew: bool = False) -> Contender:
+        """Return axplain's call; on a new model it measures the model's memory first."""
+        method = self.workload.method
+        return Contender("new model" if renew else "axplain", lambda model, x: ours(method, model, x), renew=renew)
+
+    def captum(self, chunk: int | None = None) -> Contender:
+        """Return captum's call."""
+        method = self.workload.method
+        name = "captum" if chunk is None else "captum best"
+        return Contender(name, lambda model, x: method.captum(model, x, chunk), chunk)
+
+    def calls(self, contender: Contender, repeats: int) -> Iterator[Callable[[], Any]]:
+        """Yield what to time: one call, `repeats` times, with new models made beforehand where they are asked for."""
+        models = [copy.deepcopy(self.model) if contender.renew else self.model for _ in range(repeats)]
+        for model in models:
+            yield lambda model=model: contender.run(model, self.x)  # type: ignore[misc]
+
+
+def prepare(workload: Workload) -> Bench:
+    """Make the model and the inputs."""
+    return Bench(workload, build(workload.model), examples(workload.model, workload.batch))
+
+
+def _set(model: str) -> Tensor:
+    return examples(model, 20, seed=2)
+
+
+WORKLOADS: Final[tuple[Workload, ...]] = (
+    Workload("saliency_mlp20_b1", "mlp20", 1, Saliency()),
+    Workload("saliency_cnn28_b1", "cnn28", 1, Saliency()),
+    Workload("saliency_cnn28_b16", "cnn28", 16, Saliency()),
+    Workload("saliency_resnet18_b1", "resnet18", 1, Saliency()),
+    Workload("ixg_mlp20_b1", "mlp20", 1, InputXGradient()),
+    Workload("ixg_cnn28_b16", "cnn28", 16, InputXGradient()),
+    Workload("ixg_resnet18_b1", "resnet18", 1, InputXGradient()),
+    Workload("ig50_mlp20_b1", "mlp20", 1, IntegratedGradients(50)),
+    Workload("ig50_mlp100_b16", "mlp100", 16, IntegratedGradients(50)),
+    Workload("ig50_cnn28_b1", "cnn28", 1, IntegratedGradients(50)),
+    Workload("ig200_cnn28_b4", "cnn28", 4, IntegratedGradients(200)),
+    Workload("ig50_resnet18_b1", "resnet18", 1, IntegratedGradients(50)),
+    Workload("gradshap50_mlp20_b1", "mlp20", 1, GradientShap(50, _set("mlp20"))),
+    Workload("gradshap50_cnn28_b8", "cnn28", 8, GradientShap(50, _set("cnn28"))),
+    Workload("gradshap20_resnet18_b1", "resnet18", 1, GradientShap(20, _set("resnet18")), quick=False),
+    Workload("smoothgrad25_mlp20_b1", "mlp20", 1, SmoothGrad(25, Saliency())),
+    Workload("smoothgrad25_cnn28_b4", "cnn28", 4, SmoothGrad(25, Saliency())),
+    Workload("smoothgrad25_resnet18_b1", "resnet18", 1, SmoothGrad(25, Saliency()), quick=False),
+    Workload("smoothgrad5_ig50_cnn28_b4", "cnn28", 4, SmoothGrad(5, IntegratedGradients(50))),
+)
