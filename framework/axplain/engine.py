@@ -123,8 +123,7 @@ class Engine:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
             with torch.inference_mode(False), torch.enable_grad():
-                arguments = problem.arguments.rows(index)
-                return saved_bytes(lambda: problem.model(_leaves(x)[1], arguments))
+                return saved_bytes(lambda: self._select(problem, _leaves(x)[1], index))
 
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)
         return max(run(3) - run(2), 0) + inputs
@@ -153,8 +152,9 @@ class Engine:
         return Answers(value=_checked(value.detach()), terms=terms)
 
     def _select(self, problem: Problem, rows: Tensors, index: Tensor) -> Tensor:
-        raw = problem.model(rows, problem.arguments.rows(index))
-        value = problem.target.select(raw, index)
+        with problem.target.watching(problem.model):
+            raw = problem.model(rows, problem.arguments.rows(index))
+            value = problem.target.select(raw, index)
         return value.to(accumulator(value.dtype))
 
     def _count(self, forward: int, backward: int) -> None:

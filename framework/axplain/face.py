@@ -119,7 +119,6 @@ def explain(
         engine = Engine(asked.batch_size, callback, planned.forward_rows)
         stack.enter_context(occupied(model, hooked))
         stack.enter_context(untouched(module, asked.problem.device))
-        stack.enter_context(asked.target.watching(asked.problem.model) if asked.target else _nothing())
         problem = _aim(asked, engine)
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
         outcome = run_method(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
@@ -186,11 +185,6 @@ def _predict(problem: Problem, engine: Engine) -> tuple[Target, Tensor]:
     target: Target = OutputTarget() if output.shape[1] == 1 else IndexTarget(output.argmax(1, keepdim=True).cpu())
     value = output.gather(1, output.argmax(1, keepdim=True)).squeeze(1)
     return target, value.to(accumulator(value.dtype))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

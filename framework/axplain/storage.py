@@ -27,17 +27,24 @@ def to_dict(explanation: Explanation, *, tensors: bool) -> dict[str, Any]:
     document["residuals"] = {name: values.tolist() for name, values in explanation.residuals.items()}
     document["difference"] = None if explanation.difference is None else explanation.difference.tolist()
     if tensors:
-        pack = explanation.structure.pack
-        document["attributions"] = pack([tensor.tolist() for tensor in explanation.tensors])
-        errors = explanation.standard_errors
-        document["standard_errors"] = errors and pack([t.tolist() for t in flatten(errors, explanation.structure)])
+        document["attributions"] = _lists(explanation.attributions, explanation.structure)
+        document["standard_errors"] = _lists(explanation.standard_errors, explanation.structure)
     return document
 
 
 def _header(explanation: Explanation) -> dict[str, Any]:
     """Return everything but the arrays."""
     document = {name: getattr(explanation, name) for name in _PLAIN}
-    return document | {"cost": attrs.asdict(explanation.cost), "structure": attrs.asdict(explanation.structure)}
+    structure = {"kind": explanation.structure.kind, "names": list(explanation.structure.names)}
+    return document | {"cost": attrs.asdict(explanation.cost), "structure": structure}
+
+
+def _lists(packed: Any, structure: Structure) -> Any:
+    """Return tensors as nested lists, in a list, or in a dict by name where there are several."""
+    if packed is None:
+        return None
+    lists = [tensor.tolist() for tensor in flatten(packed, structure)]
+    return lists if structure.kind == "tuple" else structure.pack(lists)
 
 
 def save(explanation: Explanation, path: Path) -> Path:

@@ -67,4 +67,4 @@ def trailing(vector: Tensor, like: Tensor) -> Tensor:
 def total(tensors: Tensors) -> Tensor:
     """Sum everything but the first dimension, over all tensors, in float64 where the device has it."""
     wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    return torch.stack([tensor.to(wide).flatten(1).sum(1) for tensor in tensors]).sum(0)
+    return torch.stack([tensor.to(wide).reshape(len(tensor), -1).sum(1) for tensor in tensors]).sum(0)

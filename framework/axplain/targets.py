@@ -36,7 +36,7 @@ class Target(Protocol):
 
     @contextmanager
     def watching(self, model: Model) -> Iterator[None]:
-        """Prepare the model for `select` and restore it afterwards."""
+        """Prepare the model for one pass and its `select`, and restore it afterwards."""
         ...
 
 
@@ -180,8 +180,7 @@ class NeuronTarget(_Same):
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""
-        seen = list(self._seen)
-        self._seen.clear()
+        seen = self._seen
         if len(seen) != 1:
             raise UnsupportedModel(
                 f"target: layer {self.name!r} ran {len(seen)} times in one forward pass; a neuron's layer runs exactly "
@@ -216,7 +215,7 @@ class NeuronTarget(_Same):
 
     @contextmanager
     def watching(self, model: Model) -> Iterator[None]:
-        """Prepare the model for `select` and restore it afterwards."""
+        """Keep what the layer returns while one pass runs."""
         owner = threading.get_ident()
 
         def see(module: torch.nn.Module, args: Any, output: Any) -> None:

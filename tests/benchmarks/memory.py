@@ -1,8 +1,8 @@
 """Peak memory of one call: how far the resident set of a fresh process grows while it runs.
 
-The child imports everything, answers a tiny question with the same code, gives freed memory back to the system, and
-only then resets the kernel's high-water mark and runs. Where there is no /proc (macOS) the growth of `ru_maxrss` is
-taken instead: it misses what was freed before.
+The child imports everything, runs one row of the model and a tiny question through both libraries, gives freed memory
+back to the system, resets the kernel's high-water mark, and only then makes the call. Where there is no /proc (macOS)
+the growth of `ru_maxrss` is taken instead, which misses whatever was used and freed before.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ import gc
 import resource
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import attrs
 import torch
 
-from tests.benchmarks.methods import IntegratedGradients
+from tests.benchmarks.methods import IntegratedGradients, gradient, nodes_and_weights, ours
+from tests.benchmarks.models import build, examples
 from tests.benchmarks.workloads import WORKLOADS, Bench, Contender, Workload, prepare
 
 
 MIB: Final = 2**20
 ROOT: Final = Path(__file__).parents[2]
-#: Whether memory stays flat: the same question with 50, 500 and 5,000 steps.
+#: Does memory stay flat as steps grow?
 STEPS: Final = tuple(Workload(f"ig{n}_cnn28_b1", "cnn28", 1, IntegratedGradients(n)) for n in (50, 500, 5000))
 
 
-def peak_growth(workload: str, contender: str, chunk: int | None) -> float:
+def peak_growth(workload: Workload, contender: Contender) -> float:
     """Return MiB, measured in a fresh process."""
-    command = [sys.executable, "-m", "tests.benchmarks.memory", workload, contender, str(chunk or 0)]
+    arguments = [workload.name, contender.name, str(contender.chunk or 0)]
+    command = [sys.executable, "-m", "tests.benchmarks.memory", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")
@@ -41,25 +43,57 @@ def peak_growth(workload: str, contender: str, chunk: int | None) -> float:
 def main(workload: str, contender: str, chunk: int) -> None:
     """Print the growth of this process in MiB."""
     torch.set_num_threads(1)
-    question = next(w for w in (*WORKLOADS, *STEPS) if w.name == workload)
-    warm, bench = prepare(_small(question)), prepare(question)
-    _chosen(warm, contender, chunk).run(warm.model, warm.x)
-    run = _chosen(bench, contender, chunk).run
+    warnings.simplefilter("ignore")
+    bench = prepare(next(question for question in (*WORKLOADS, *STEPS) if question.name == workload))
+    run = _contender(bench, contender, chunk).run
+    _warm_up(bench)
     print(_growth(lambda: run(bench.model, bench.x)) / MIB)
 
 
-def _small(workload: Workload) -> Workload:
-    """Return the method on a single small input of the same kind, to import and set up what any call needs."""
-    method: Any = workload.method
-    tables = {name: value[:1, ..., :1] for name, value in vars(method).items() if isinstance(value, torch.Tensor)}
-    return attrs.evolve(workload)
-
-
-def _chosen(bench: Bench, contender: str, chunk: int) -> Contender:
+def _contender(bench: Bench, name: str, chunk: int) -> Contender:
     makers: dict[str, Callable[[], Contender]] = {
         "bare": lambda: bench.bare(chunk),
         "axplain": bench.ours,
         "captum": bench.captum,
         "captum best": lambda: bench.captum(chunk),
     }
-    return makers[contender]()
+    return makers[name]()
+
+
+def _warm_up(bench: Bench) -> None:
+    gradient(bench.model, bench.x[:1].clone())
+    model, x, method = build("mlp20"), examples("mlp20", 1), IntegratedGradients(2)
+    ours(method, model, x)
+    method.captum(model, x, None)
+    if isinstance(bench.workload.method, IntegratedGradients):
+        nodes_and_weights(bench.workload.method.rows)  # numpy takes a large matrix for them; the bare loop keeps them
+
+
+def _growth(run: Callable[[], object]) -> int:
+    """Return how many bytes the peak of the resident set lies above where it was before the run."""
+    gc.collect()
+    if not sys.platform.startswith("linux"):
+        unit = 1 if sys.platform == "darwin" else 1024
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present size
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    """Return a size from the kernel's account of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == field:
+            return int(rest.split()[0]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

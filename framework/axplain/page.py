@@ -1,0 +1,221 @@
+"""A spec as a page of text for a terminal, and as the plain values of its TOML file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import click
+
+from axplain.formula import Formula
+from axplain.specs import Claim, Composition, CostFormula, Evaluation, FromParameter, Parameter, Spec, Use
+
+UNLIMITED = 100_000
+_GAP = 2
+
+
+def terminal_width(piped: int = UNLIMITED) -> int:
+    """Return the columns of the terminal; `piped` where the output goes elsewhere and COLUMNS does not say."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return max(40, shutil.get_terminal_size().columns)
+    return piped
+
+
+def heading(text: str) -> str:
+    """Return the heading of a section."""
+    return click.style(text, bold=True)
+
+
+def columns(rows: Sequence[Sequence[str]], width: int, *, indent: int = 0, header: bool = False) -> Iterator[str]:
+    """Yield the lines of a table: the last column wraps into what the others leave, and may hold several lines."""
+    sizes = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)][:-1] if rows else []
+    left = indent + sum(sizes) + _GAP * len(sizes)
+    for number, row in enumerate(rows):
+        first = " " * indent + "".join(cell.ljust(size + _GAP) for cell, size in zip(row, sizes, strict=False))
+        wrapped = [line for part in row[-1].split("\n") for line in _wrap(part, max(20, width - left))]
+        lines = [first + wrapped[0], *(" " * left + line for line in wrapped[1:])]
+        for line in lines:
+            yield heading(line.rstrip()) if header and not number else line.rstrip()
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def cost_text(cost: CostFormula) -> str:
+    """Return the rows of one call in a few words; `inner` stands for the rows of the method inside."""
+    forward = cost.forward_rows.text.replace("inner.forward_rows", "inner")
+    backward = cost.backward_rows.text.replace("inner.backward_rows", "inner")
+    most = "at most " if cost.bound == "upper" else ""
+    if forward == backward:
+        return f"{most}{forward} rows each way"
+    return f"{most}{forward} rows forward" + (f", {backward} backward" if backward != "0" else "")
+
+
+def spec_page(spec: Spec, width: int) -> Iterator[str]:
+    """Yield the lines of everything that a spec says."""
+    family = f", {spec.family} family" if spec.family and spec.family != spec.kind else ""
+    yield f"{heading(spec.title)} ({spec.kind} {spec.name}{family})"
+    for text in (spec.summary, spec.formula):
+        if text:
+            yield ""
+            yield from columns([[text]], width, indent=2)
+    sections: dict[str, list[tuple[str, str]]] = {
+        "Parameters": [(name, _parameter(p)) for name, p in spec.parameters.items()],
+        "Takes": list(_takes(spec)),
+        "Gives": list(_gives(spec)),
+        "Costs": list(_costs(spec.cost)),
+        "Axioms": [(claim.id, _claim(claim)) for claim in spec.axioms],
+        "Composed of": list(_parts(spec.composition)),
+        "Source": list(_source(spec)),
+    }
+    for title, rows in sections.items():
+        if rows:
+            yield ""
+            yield heading(title)
+            yield from columns(rows, width, indent=2)
+
+
+def _parameter(parameter: Parameter) -> str:
+    words = [f"one of {', '.join(parameter.choices)}" if parameter.choices else parameter.type]
+    words += ["or one for each input"] if parameter.per_input else []
+    if parameter.default is not None:
+        words.append(f"default {_value(parameter.default)}")
+    elif parameter.required:
+        words.append("required")
+    else:
+        words.append("optional")
+    words += [f"at least {_value(parameter.min)}"] if parameter.min is not None else []
+    words += [f"at most {_value(parameter.max)}"] if parameter.max is not None else []
+    words += [f"in {parameter.unit}"] if parameter.unit else []
+    return f"{', '.join(words)}\n{parameter.doc}"
+
+
+_BASELINES = {
+    "none": "none",
+    "reference": "one reference per example; over a set of them the answers are averaged",
+    "reference_set": "a set of references, from which it draws or over which it averages (reference_set)",
+}
+
+
+def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
+    if spec.kind == "method":
+        yield "baselines", _BASELINES[spec.baseline]
+    if spec.kind in ("method", "noise"):
+        inner = f", and what {spec.requires.inherit} takes" if spec.requires.inherit else ""
+        yield "inputs", f"tensors of {spec.requires.input_dtype} type{inner}"
+    if spec.needs:
+        yield "needs", ", ".join(sorted(spec.needs))
+
+
+def _gives(spec: Spec) -> Iterator[tuple[str, str]]:
+    if spec.kind in ("method", "noise"):
+        where = "where the inner method puts them" if spec.seats == "inner" else f"at the {' or a '.join(spec.seats)}"
+        yield "attributions", f"{'signed' if spec.signed else 'unsigned'}, {where}"
+    if spec.provides:
+        yield "provides", ", ".join(sorted(spec.provides))
+    reason = f": {spec.determinism.reason}" if spec.determinism.reason else ""
+    yield "numbers", _DETERMINISM[spec.determinism.kind] + reason
+
+
+_DETERMINISM = {
+    "deterministic": "deterministic: equal calls, equal numbers",
+    "seeded": "seeded: equal calls with an equal seed, equal numbers",
+    "nondeterministic": "nondeterministic, even for an equal seed",
+}
+
+
+def _costs(cost: CostFormula | None) -> Iterator[tuple[str, str]]:
+    if cost is None:
+        return
+    most = "at most " if cost.bound == "upper" else ""
+    yield "forward", f"{most}{cost.forward_rows.text} rows"
+    yield "backward", f"{most}{cost.backward_rows.text} rows"
+    if cost.refined_rows is not None:
+        yield "tolerance=", f"at most {cost.refined_rows.text} rows forward, and as many backward"
+
+
+def _claim(claim: Claim) -> str:
+    words = [claim.kind.replace("_", " ")]
+    words += [f"within {claim.tolerance}"] if claim.tolerance else []
+    words += [f"{name} {_value(value)}" for name, value in claim.rate.items()]
+    words += [f"when {claim.when.replace('_', ' ')}"] if claim.when else []
+    words += [f"for {claim.model_class.replace('_', ' ')} models"] if claim.model_class else []
+    words += [f"from {name} = {least}" for name, least in claim.n_at_least.items()]
+    words += ["for an equal seed"] if claim.same_seed else []
+    text = ", ".join(words)
+    if claim.warn_above is not None:
+        text += f"\nwarns above {_value(claim.warn_above)} of |F(x) - F(x')|: {claim.cure}".rstrip(": ")
+    return text
+
+
+def _parts(composition: Composition | None) -> Iterator[tuple[str, str]]:
+    if composition is None:
+        return
+    yield "perturbation", _use(composition.perturbation)
+    method = composition.evaluation.method
+    yield "evaluation", f"the method {_use(method)}" if method else composition.evaluation.kind
+    yield "aggregation", _use(composition.aggregation)
+    if composition.refinement:
+        yield "refinement", f"{_use(composition.refinement)}, for tolerance="
+    for name, switch in composition.post.items():
+        yield "then", f"{name}, if {_value(switch)}" if isinstance(switch, FromParameter) else name
+
+
+def _use(use: Use) -> str:
+    arguments = ", ".join(f"{name} = {_value(value)}" for name, value in use.arguments.items())
+    return _value(use.name) + (f" ({arguments})" if arguments else "")
+
+
+def _source(spec: Spec) -> Iterator[tuple[str, str]]:
+    if spec.citation:
+        yield "citation", ", ".join(spec.citation)
+    if spec.replaces:
+        yield "replaces", ", ".join(spec.replaces)
+    if spec.aliases:
+        yield "also called", ", ".join(spec.aliases)
+    yield "from", f"{spec.distribution or 'a file of yours'}: {spec.origin}, version {spec.version}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, FromParameter):
+        return value.parameter
+    if isinstance(value, Formula):
+        return value.text
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def document(value: Any) -> Any:
+    """Return a spec, or a part of one, as its TOML file would say it, with defaults filled in and without what is None.
+
+    `axplain.reader.structure_spec` reads the result again, once `origin` and `distribution` are taken out.
+    """
+    match value:
+        case Formula():
+            return value.text
+        case Use():
+            arguments = {name: document(argument) for name, argument in value.arguments.items()}
+            return {"use": document(value.name), **arguments}
+        case Evaluation(method=Use() as use):
+            return {"method": document(use.name), **{k: document(v) for k, v in use.arguments.items()}}
+        case Evaluation():
+            return value.kind
+        case Mapping():
+            return {name: document(item) for name, item in value.items()}
+        case frozenset():
+            return sorted(value)
+        case tuple():
+            return [document(item) for item in value]
+        case _ if attrs.has(type(value)):
+            renamed = {"model_class": "class"}
+            fields = {renamed.get(f.name, f.name): getattr(value, f.name) for f in attrs.fields(type(value))}
+            return {name: document(item) for name, item in fields.items() if item is not None}
+        case _:
+            return value
