@@ -7,35 +7,47 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import click
 
 from axplain.discovery import catalog, describe
-from axplain.errors import ArgumentError, AxplainError, AxplainWarning, log
-from axplain.page import columns, cost_text, document, heading, spec_page, terminal_width
+from axplain.errors import AxplainError, AxplainWarning, log
+from axplain.page import (
+    EXPLAINS,
+    UNLIMITED,
+    columns,
+    cost_text,
+    document,
+    heading,
+    spec_page,
+    terminal_width,
+    value_text,
+)
 from axplain.parameters import find_spec
 from axplain.specs import GROUPS, Spec
 
 if TYPE_CHECKING:
     from axplain.cost import Cost
-    from axplain.explanation import Explanation
-    from axplain.inputs import Inputs
+    from axplain.explanation import Explanation, Feature
 
-EXPLAINS = ("method", "noise")
 SHOWN_EXAMPLES = 5
 
 
 class Program(click.Group):
     """A group whose failures are one line on stderr and exit status 1; `--debug` lets the traceback through."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the commands in the order in which they are met."""
+        return list(self.commands)
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command."""
@@ -140,7 +152,7 @@ def _print_list(specs: list[Spec], *, show_kind: bool) -> None:
         click.echo(line)
 
 
-@main.command()
+@main.command(short_help="Show everything that a method declares.")
 @click.argument("name", metavar="METHOD")
 @click.option("--kind", type=click.Choice(list(GROUPS)), help="What METHOD is, where two plugins share the name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -170,7 +182,12 @@ def _find(name: str, kind: str | None) -> Spec:
 
 def _number_or(word: str) -> Callable[[click.Context, click.Parameter, str | None], int | str | None]:
     def convert(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
-        return value if value in (None, word) else int(click.INT.convert(value, option, context))
+        if value is None or value == word:
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} came; expected {word!r} or a whole number.") from None
 
     return convert
 
@@ -184,25 +201,59 @@ def _output(context: click.Context, option: click.Parameter, path: Path | None) 
     return path
 
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
 @main.command(options_metavar="--model PKG.MOD:NAME --input FILE [OPTIONS]")
 @click.argument("method")
 @click.option("--model", required=True, metavar="PKG.MOD:NAME", help="The model, or a function that returns it.")
-@click.option("--input", "inputs", required=True, multiple=True, type=FILE, help="Arrays: .npy, .npz, .safetensors, .pt, .csv, .txt; pictures with --modality. Several files are several inputs of the model; a .npz or .safetensors with several arrays is its keyword inputs.")  # fmt: skip  # noqa: E501
-@click.option("--target", metavar="T", help="3 for all examples; 3,1,2 one for each; (3,7) a tuple; PKG.MOD:FUNCTION of the output.  [default: the predicted class]")  # fmt: skip  # noqa: E501
-@click.option("--baselines", metavar="X", help="What stands for absence: a number, a file, PKG.MOD:NAME, or a name of `axplain list --kind baseline`.")  # fmt: skip  # noqa: E501
-@click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter of METHOD, as `axplain show METHOD` lists them. inner.NAME=VALUE reaches the method inside; noise.NAME, baselines.NAME and modality.NAME reach those.")  # fmt: skip  # noqa: E501
+@click.option(
+    "--input",
+    "inputs",
+    required=True,
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Arrays: .npy, .npz, .safetensors, .pt, .csv, .txt; pictures with --modality. Several files are several "
+    "inputs of the model; several arrays in one file are its keyword inputs.",
+)
+@click.option(
+    "--target",
+    metavar="T",
+    help="3 for all examples; 3,1,2 one for each; '(3,7)' a tuple; PKG.MOD:FUNCTION of the output.  "
+    "[default: the predicted class]",
+)
+@click.option(
+    "--baselines",
+    metavar="X",
+    help="What stands for absence: a number, a file, PKG.MOD:NAME, or a name of `axplain list --kind baseline`.",
+)
+@click.option(
+    "-p",
+    "pairs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter of METHOD, as `axplain show METHOD` lists them. inner.NAME=VALUE reaches the method inside; "
+    "noise.NAME, baselines.NAME and modality.NAME reach those.",
+)
 @click.option("--noise", metavar="MODE", help="A noise mode around METHOD.")
 @click.option("--modality", metavar="NAME", help="How to read inputs that are no arrays, such as image.")
 @click.option("--transform", metavar="PKG.MOD:FUNCTION", help="The model's own preprocessing, for --modality.")
-@click.option("--batch-size", metavar="ROWS", callback=_number_or("auto"), help="Rows of one model pass.  [default: auto]")
-@click.option("--seed", metavar="NUMBER", callback=_number_or("fresh"), help="Of everything drawn; fresh draws one.  [default: 0]")
+@click.option(
+    "--batch-size", metavar="ROWS", callback=_number_or("auto"), help="Rows of one model pass.  [default: auto]"
+)
+@click.option(
+    "--seed",
+    metavar="NUMBER",
+    callback=_number_or("fresh"),
+    help="Of everything drawn; `fresh` draws one and records it.  [default: 0]",
+)
 @click.option("--tolerance", type=float, help="Refine until the residual is at most this, in units of the target.")
 @click.option("--no-verify", is_flag=True, help="Do not check the answer.")
 @click.option("--top", type=click.IntRange(0), default=5, show_default=True, help="Features to print per example.")
-@click.option("--output", callback=_output, type=click.Path(dir_okay=False, path_type=Path), help="Save the explanation: .safetensors or .json.")  # fmt: skip  # noqa: E501
+@click.option(
+    "--output",
+    metavar="FILE",
+    callback=_output,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Save the explanation: .safetensors or .json.",
+)
 @click.option("--estimate", "only_cost", is_flag=True, help="Print what it would cost, without running the model.")
 def explain(method: str, top: int, output: Path | None, only_cost: bool, **options: Any) -> None:
     """Explain the output of a model at some inputs.
@@ -210,59 +261,26 @@ def explain(method: str, top: int, output: Path | None, only_cost: bool, **optio
     The current directory is importable. METHOD is a name of `axplain list`, or the path of a TOML file.
     """
     import axplain
+    from axplain.inputs import read_call
 
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
-        call, given = _call(method, options)
+        call, columns_of_x, notes = read_call(method, options)
+        for text in notes:
+            _note(text)
         if only_cost:
+            click.echo(f"{heading(method)}: estimate")
             _print_cost(axplain.estimate(**call), planned=True)
             return
         explanation = axplain.explain(**call, progress=sys.stderr.isatty())
     finally:
         sys.path.remove(here)
-    _print_explanation(explanation, given, options)
-    _print_features(explanation, given, top)
+    _print_explanation(explanation, options)
+    _print_features(explanation, columns_of_x, top)
     if output is not None:
         _save(explanation, output)
         click.echo(f"\nsaved {output}")
-
-
-def _call(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], Inputs]:
-    """Return the arguments of `axplain.explain`; what was not given is left to its defaults."""
-    from axplain.inputs import Frame, Inputs, Settings, load_model, load_object, parse_baselines, parse_target, read_inputs
-
-    settings = Settings(options["pairs"])
-    parameters = settings.of_method(find_spec(method))
-    noise, modality = options["noise"], options["modality"]
-    call: dict[str, Any] = {
-        "noise": noise and settings.of_component("noise", noise, "noise", key="mode"),
-        "batch_size": options["batch_size"],
-        "tolerance": options["tolerance"],
-        "target": options["target"] and parse_target(options["target"]),
-    }
-    model = load_model(options["model"])
-    frame = Frame.of(model)
-    if modality:
-        paths = [str(path) for path in options["inputs"]]
-        given = Inputs(paths[0] if len(paths) == 1 else paths)
-        call["modality"] = settings.of_component("modality", modality, "modality")
-    else:
-        given = read_inputs(options["inputs"], frame)
-    if options["transform"]:
-        if not modality:
-            raise ArgumentError("--transform", f"{options['transform']} came", "a modality", "Add --modality image.")
-        chosen = call["modality"] if isinstance(call["modality"], dict) else {"use": modality}
-        call["modality"] = {**chosen, "transform": load_object(options["transform"], "--transform")}
-    if options["baselines"] is not None:
-        call["baselines"] = parse_baselines(options["baselines"], settings, frame)
-    settings.check_all_taken()
-    for note in given.notes:
-        _note(note)
-    call = {name: value for name, value in call.items() if value is not None}
-    if options["seed"] is not None:
-        call["seed"] = None if options["seed"] == "fresh" else options["seed"]
-    return {**parameters, **call, "model": model, "x": given.x, "method": method, "verify": not options["no_verify"]}, given
 
 
 def _print_cost(cost: Cost, *, planned: bool = False) -> None:
@@ -272,16 +290,17 @@ def _print_cost(cost: Cost, *, planned: bool = False) -> None:
 
 
 def _fact(name: str, text: str) -> None:
-    for line in columns([[name.ljust(8), text]], terminal_width(100), indent=2):
+    for line in columns([[name.ljust(9), text]], terminal_width(100), indent=2):
         click.echo(line)
 
 
-def _print_explanation(explanation: Explanation, given: Inputs, options: Mapping[str, Any]) -> None:
+def _print_explanation(explanation: Explanation, options: Mapping[str, Any]) -> None:
     batch = len(explanation.tensors[0])
     shapes = ", ".join(" x ".join(map(str, tensor.shape[1:])) or "1" for tensor in explanation.tensors)
-    noise = f" under {explanation.method}" if options["noise"] else ""
-    click.echo(f"{heading(explanation.method)}{noise}: {batch} example{'s' * (batch > 1)} of {shapes}")
-    _fact("target", _target_text(explanation, options["target"] is None))
+    inner = [value["use"] for value in explanation.parameters.values() if isinstance(value, dict) and "use" in value]
+    method = " of ".join([explanation.method, *inner])
+    click.echo(f"{heading(method)}: {batch} example{'s' * (batch > 1)} of {shapes}")
+    _fact("target", _target_text(explanation.target, predicted=options["target"] is None))
     if not explanation.residuals:
         _fact("residual", "not checked" if options["no_verify"] else "none claimed")
     for name, values in explanation.residuals.items():
@@ -290,13 +309,160 @@ def _print_explanation(explanation: Explanation, given: Inputs, options: Mapping
         if explanation.difference is not None:
             text += f" beside F(x) - F(x') = {float(explanation.difference[worst]):+.4g}"
         _fact("residual", text + (f", the worst of {batch} (example {worst})" if batch > 1 else ""))
+    for name, note in explanation.notes.items():
+        facts = note if isinstance(note, dict) else {"": note}
+        _fact(name, ", ".join(f"{key} {value_text(value)}".strip() for key, value in facts.items()))
     _print_cost(explanation.cost)
     _fact("time", f"{explanation.seconds:.3g} s")
 
 
-def _target_text(explanation: Explanation, predicted: bool) -> str:
-    if explanation.target is None:
+def _target_text(target: Any, *, predicted: bool) -> str:
+    if target is None:
         return "the output itself"
-    targets = explanation.target if isinstance(explanation.target, list) else [explanation.target]
-    shown = ", ".join(map(str, targets[:10])) + (", ..." if len(targets) > 10 else "")
+    targets = target if isinstance(target, list) else [target]
+    shown = ", ".join(map(_index, targets[:10])) + (", ..." if len(targets) > 10 else "")
     return f"{shown} (predicted)" if predicted else shown
+
+
+def _index(target: Any) -> str:
+    return f"({', '.join(map(str, target))})" if isinstance(target, list) else str(target)
+
+
+def _print_features(explanation: Explanation, names: tuple[str, ...], top: int) -> None:
+    """Print the strongest features of the first examples, with a bar that is full for the strongest of its example."""
+    batch = len(explanation.tensors[0])
+    shown = min(batch, SHOWN_EXAMPLES) if top else 0
+    rows = [["feature", "attribution", ""]]
+    for example in range(shown):
+        features = explanation.top(top, example)
+        largest = max(abs(feature.value) for feature in features) or 1.0
+        for feature in features:
+            bar = "#" * round(20 * abs(feature.value) / largest)
+            rows.append([_feature_name(feature, names), _with_error(explanation, feature), bar])
+    header, *lines = columns(rows, UNLIMITED, indent=2)  # one table, so that the examples line up
+    for example in range(shown):
+        mine = slice(example * len(lines) // shown, (example + 1) * len(lines) // shown)
+        target = explanation.target[example] if isinstance(explanation.target, list) else explanation.target
+        about = "" if target is None else f", target {_index(target)}"
+        click.echo("\n".join(["", heading(f"example {example}{about}"), header, *lines[mine]]))
+    if top and batch > shown:
+        click.echo(f"\n{batch - shown} more examples: --output FILE keeps them all.")
+
+
+def _feature_name(feature: Feature, names: tuple[str, ...]) -> str:
+    """Return the column that a file's header names, or where the feature lies: `[3, 1]` behind the input's label."""
+    if names and len(feature.index) == 1:
+        return names[feature.index[0]]
+    return f"{feature.input}{list(feature.index) or ''}"
+
+
+def _with_error(explanation: Explanation, feature: Feature) -> str:
+    text = f"{feature.value:+.4g}"
+    if explanation.standard_errors is None:
+        return text
+    from axplain.explanation import flatten
+
+    errors = flatten(explanation.standard_errors, explanation.structure)
+    mine = dict(zip(explanation.structure.labels("x"), errors, strict=True))[feature.input]
+    return f"{text} +- {float(mine[feature.example][feature.index]):.1g}"
+
+
+def _save(explanation: Explanation, path: Path) -> None:
+    if path.suffix.lower() == ".json":
+        path.write_text(json.dumps(explanation.to_dict()) + "\n", "utf-8")
+    else:
+        explanation.save(path)
+
+
+@main.command(short_help="Say what is installed, and what is broken and why.")
+@click.option("--load", is_flag=True, help="Import the module of every plugin, and torch with them.")
+@click.pass_context
+def doctor(context: click.Context, load: bool) -> None:
+    """Say what is installed, and what is broken and why; exit status 1 if something is."""
+    needed = _requirements("")
+    _section("Versions", [("python", platform.python_version()), ("axplain", version("axplain")), *_versions(needed)])
+    counts: dict[str, Counter[str]] = {}
+    for kind, name in sorted(catalog().specs, key=lambda key: list(GROUPS).index(key[0])):
+        counts.setdefault(catalog().specs[kind, name].distribution, Counter())[kind] += 1
+    tally = {owner: ", ".join(f"{kind} {n}" for kind, n in kinds.items()) for owner, kinds in counts.items()}
+    _section("Plugins", [(_with_version(owner), text) for owner, text in tally.items()])
+    _section("Extras", [(extra, _extra_text(extra)) for extra in metadata("axplain").get_all("Provides-Extra", [])])
+    faults = [(name, "is needed and not installed") for name, installed in needed.items() if not installed]
+    faults += [(broken.distribution, f"{broken.origin}: {broken.reason}") for broken in catalog().broken]
+    faults += _orphans() + (_load_all() if load else [])
+    _section("Broken", faults)
+    loaded = f"; {len(catalog().modules)} plugins load" if load else "; --load imports every plugin, too"
+    click.echo(f"{len(faults)} broken." if faults else f"Nothing is broken{loaded}.")
+    context.exit(1 if faults else 0)
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> None:
+    if rows:
+        click.echo("\n".join([heading(title), *columns(rows, terminal_width(100), indent=2), ""]))
+
+
+def _requirements(extra: str) -> dict[str, str | None]:
+    """Return the distributions that axplain, or one of its extras, needs, with their installed versions."""
+    found: dict[str, str | None] = {}
+    for line in requires("axplain") or ():
+        requirement, _, marker = line.partition(";")
+        wanted = re.search(r"""extra\s*==\s*['"]([^'"]+)""", marker)
+        parts = re.match(r"\s*([\w.-]+)\s*(?:\[([^\]]*)\])?", requirement)
+        if parts is None or (wanted[1] if wanted else "") != extra:
+            continue
+        if parts[1] == "axplain":  # an extra that is made of others
+            for other in (parts[2] or "").split(","):
+                found |= _requirements(other.strip())
+        else:
+            found[parts[1]] = _version(parts[1])
+    return found
+
+
+def _versions(needed: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    return [(name, installed or "not installed") for name, installed in needed.items()]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _with_version(distribution: str) -> str:
+    return f"{distribution} {_version(distribution) or ''}".strip()
+
+
+def _extra_text(extra: str) -> str:
+    needed = _requirements(extra)
+    missing = [name for name, installed in needed.items() if installed is None]
+    if missing:
+        return f"not installed, without {', '.join(missing)}: pip install 'axplain[{extra}]'"
+    return "installed: " + ", ".join(f"{name} {installed}" for name, installed in needed.items())
+
+
+def _orphans() -> list[tuple[str, str]]:
+    """Return the entry points whose plugins no spec declares, and so nobody can use."""
+    told = {(broken.kind, broken.name) for broken in catalog().broken}
+    return [
+        (point.dist.name if point.dist else "unknown", f"{GROUPS[kind]}: entry point {name!r} has no spec of that name")
+        for (kind, name), point in catalog().modules.items()
+        if not {(kind, name), ("", name)} & (told | catalog().specs.keys())
+    ]
+
+
+def _load_all() -> list[tuple[str, str]]:
+    """Import the module of every plugin and return what fails."""
+    from axplain.registry import registry
+
+    faults = []
+    for key in catalog().modules.keys() & catalog().specs.keys():
+        try:
+            registry().factory(catalog().specs[key])
+        except AxplainError as error:
+            faults.append((catalog().specs[key].distribution, str(error)))
+    return sorted(faults)
+
+
+if __name__ == "__main__":
+    main(prog_name="axplain")

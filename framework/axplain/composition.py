@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Literal
 
 import attrs
 import torch
@@ -15,10 +15,9 @@ from torch import Tensor
 from axplain.check import completeness
 from axplain.discovery import catalog
 from axplain.engine import Engine
-from axplain.errors import ArgumentError
 from axplain.parameters import Call, settle
 from axplain.problem import Problem
-from axplain.protocols import Answers, Method, Outcome, Plan, Points, Reduced, Settings
+from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Reduced, Settings
 from axplain.registry import registry
 from axplain.specs import Composition, FromParameter, Spec, Use
 from axplain.structure import Tensors, map_tensors, rows_by_samples
@@ -98,89 +97,87 @@ class Composed:
         """Explain every example, block by block, each block in chunks of samples."""
         composition, values = self.composition, settings.values
         if settings.tolerance is not None:
-            if composition.refinement is None:
-                raise ArgumentError(
-                    "tolerance", f"{settings.tolerance} came", f"nothing: {self.spec.name} cannot refine"
-                )
-            refined: Outcome = _component("refinement", composition.refinement, values).run(
-                problem, engine, settings.tolerance
-            )
+            assert composition.refinement is not None, "the door refuses a tolerance that nothing answers"
+            refinement = _component("refinement", composition.refinement, values)
+            refined: Outcome = refinement.run(problem, engine, settings.tolerance)
             return refined
         perturbation = _component("perturbation", composition.perturbation, values)
+        aggregation = _component("aggregation", composition.aggregation, values)
         problem = attrs.evolve(problem, key=problem.key.at(self.spec.name))
-        plan: Plan = perturbation.plan(problem)
-        stages = _Stages(engine, plan, self._ask(settings), _component("aggregation", composition.aggregation, values))
-        blocks = [
-            stages.reduce(problem.take(index), self._batched(values)) for index in engine.blocks(problem, "gradient")
-        ]
-        return _concatenate(blocks, plan)
+        pipeline = _Pipeline(engine, perturbation.plan(problem), self._evaluation(settings), aggregation)
+        blocks = [pipeline.reduce(problem.take(index)) for index in engine.blocks(problem, pipeline.evaluation.need)]
+        return _concatenate(blocks, pipeline.plan)
 
-    def _ask(self, settings: Settings) -> Callable[[Engine, Problem, Points, Tensor, range], Answers]:
-        """Return what answers at the points: the model, or an inner method."""
-        evaluation = self.composition.evaluation
-        if evaluation.kind == "method":
-            inner = self._inner(settings.values)
-            settings = attrs.evolve(settings, verify=settings.verify and self.spec.claim("completeness") is not None)
-
-            def lifted(engine: Engine, block: Problem, points: Points, index: Tensor, samples: range) -> Answers:
-                return _ask_method(inner, settings, engine, block, points, index, samples)
-
-            return lifted
-        need = evaluation.kind
-
-        def asked(engine: Engine, block: Problem, points: Points, index: Tensor, samples: range) -> Answers:
-            return engine.ask(block, points.x, index, need)
-
-        return asked
-
-    def _inner(self, values: Mapping[str, Any]) -> Call:
-        use = self.composition.evaluation.method
+    def _evaluation(self, settings: Settings) -> _AskModel | _AskMethod:
+        kind, use = self.composition.evaluation.kind, self.composition.evaluation.method
+        if kind != "method":
+            return _AskModel(kind)
         assert use is not None, "an evaluation of kind 'method' names one"
         if isinstance(use.name, FromParameter):
-            call: Call = values[use.name.parameter]
-            return call
-        return settle(use.name, use.resolve(values))
-
-    def _batched(self, values: Mapping[str, Any]) -> bool:
-        """Whether several samples may share a chunk: a seeded inner method runs once per sample, with its own seed."""
-        return (
-            self.composition.evaluation.kind != "method" or self._inner(values).spec.determinism.kind == "deterministic"
-        )
+            inner: Call = settings.values[use.name.parameter]
+        else:
+            inner = settle(use.name, use.resolve(settings.values))
+        verify = settings.verify and self.spec.claim("completeness") is not None
+        return _AskMethod(inner, attrs.evolve(settings, verify=verify))
 
 
 @attrs.frozen
-class _Stages:
+class _AskModel:
+    """Asks the model itself at the points."""
+
+    need: Literal["value", "gradient"]
+    batched: bool = True
+
+    def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
+        return engine.ask(block, points.x, block.everyone().repeat(points.samples), self.need)
+
+
+@attrs.frozen
+class _AskMethod:
+    """Explains the points with another method: they become the examples of a problem of their own."""
+
+    inner: Call
+    settings: Settings
+    need: Literal["gradient"] = "gradient"
+
+    @property
+    def batched(self) -> bool:
+        """Whether several samples may share a chunk: a seeded method runs once per sample, with its own seed."""
+        return self.inner.spec.determinism.kind == "deterministic"
+
+    def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
+        problem = block.take(block.everyone().repeat(points.samples)).at(points.x)
+        if not self.batched:
+            problem = attrs.evolve(problem, key=problem.key.at("sample", samples.start))
+        outcome = run_method(self.inner, problem, engine, self.settings)
+        return Answers(terms=outcome.attributions, checks=outcome.checks)
+
+
+@attrs.frozen
+class _Pipeline:
     """The stages of one run, put together."""
 
     engine: Engine
     plan: Plan
-    ask: Callable[[Engine, Problem, Points, Tensor, range], Answers]
-    aggregation: Any
+    evaluation: _AskModel | _AskMethod
+    aggregation: Aggregation
 
-    def reduce(self, block: Problem, batched: bool) -> tuple[Reduced, dict[str, Tensor]]:
-        """Stream the samples of one block of examples through the aggregation."""
+    def reduce(self, block: Problem) -> tuple[Reduced, dict[str, Tensor]]:
+        """Stream the samples of a block through the aggregation, and average the checks of inner methods."""
         state, sums = self.aggregation.start(block, self.plan), _Sums()
-        everyone = block.everyone()
-        for whole in self.engine.samples(block, self.plan.count, "gradient"):
-            for samples in [whole] if batched else [range(s, s + 1) for s in whole]:
-                points = self.plan.draw(block, samples)
-                answers = self.ask(self.engine, block, points, everyone.repeat(points.samples), samples)
-                state = self.aggregation.update(state, points, answers)
-                for name, values in answers.checks.items():
-                    sums.add(name, (values,), points.samples)
+        for samples in self._ranges(block):
+            points = self.plan.draw(block, samples)
+            answers = self.evaluation(self.engine, block, points, samples)
+            state = self.aggregation.update(state, points, answers)
+            for name, values in answers.checks.items():
+                sums.add(name, (values,), points.samples)
         checks = {name: values / self.plan.count for name, (values,) in sums.tensors.items()}
         return self.aggregation.finish(state, block), checks
 
-
-def _ask_method(
-    inner: Call, settings: Settings, engine: Engine, block: Problem, points: Points, index: Tensor, samples: range
-) -> Answers:
-    """Explain the points with another method: they become the examples of a problem of their own."""
-    problem = block.take(index).at(points.x)
-    if inner.spec.determinism.kind != "deterministic":
-        problem = attrs.evolve(problem, key=problem.key.at("sample", samples.start))
-    outcome = run_method(inner, problem, engine, settings)
-    return Answers(terms=outcome.attributions, checks=outcome.checks)
+    def _ranges(self, block: Problem) -> Iterator[range]:
+        if self.evaluation.batched:
+            return self.engine.samples(block, self.plan.count, self.evaluation.need)
+        return (range(sample, sample + 1) for sample in range(self.plan.count))
 
 
 def _component(kind: str, use: Use, values: Mapping[str, Any]) -> Any:

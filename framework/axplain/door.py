@@ -170,8 +170,7 @@ def _inputs(x: Any, call: Call) -> tuple[Tensors, Structure]:
     labels = structure.labels("x")
     for label, item in zip(labels, items, strict=True):
         _check_input(label, item, items[0], call)
-    with torch.inference_mode(False):
-        return tuple(item.clone() if item.is_inference() else item.detach() for item in items), structure
+    return tuple(_usable(item).detach() for item in items), structure
 
 
 def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
@@ -233,8 +232,13 @@ def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Struct
             argument = f"additional_forward_args[{name}]" if isinstance(name, int) else f"forward_kwargs[{name!r}]"
             raise ArgumentError(argument, f"a tensor on {value.device} came", f"one on {device}, where x is")
     follow = frozenset(n for n, v in everything.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch)
-    plain = {name: value.value if isinstance(value, Shared) else value for name, value in everything.items()}
+    plain = {name: _usable(value.value if isinstance(value, Shared) else value) for name, value in everything.items()}
     return Arguments(tuple(plain[i] for i in range(len(values))), {name: plain[name] for name in named}, follow)
+
+
+def _usable(value: Any) -> Any:
+    """Copy a tensor that was made in inference mode: autograd could not save it."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 TARGET_FORMS: Final = (

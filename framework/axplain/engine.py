@@ -26,7 +26,7 @@ UNMEASURED_ROWS = 4
 
 @attrs.define(eq=False)
 class Engine:
-    """One call's access to the model.
+    """One call's access to the model. It runs under `guard.plain_mode`: no graph but where a gradient is asked for.
 
     `batch_size`: rows of a chunk, or "auto". `most_rows`: about how many rows the whole call needs.
     """
@@ -73,8 +73,7 @@ class Engine:
 
     def output(self, problem: Problem) -> Any:
         """Return the raw output at the problem's own inputs, without a graph."""
-        with torch.inference_mode(False), torch.no_grad():
-            raw = problem.model(map_tensors(Tensor.clone, problem.inputs), problem.arguments.rows(problem.everyone()))
+        raw = problem.model(map_tensors(Tensor.clone, problem.inputs), problem.arguments.rows(problem.everyone()))
         self._count(problem.batch, 0)
         return raw
 
@@ -122,20 +121,21 @@ class Engine:
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
-            with torch.inference_mode(False), torch.enable_grad():
-                return saved_bytes(lambda: self._select(problem, _leaves(x)[1], index))
+            with torch.enable_grad():
+                arguments = problem.arguments.rows(index)
+                with problem.target.watching(problem.model):
+                    return saved_bytes(lambda: problem.model(_leaves(x)[1], arguments))
 
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)
         return max(run(3) - run(2), 0) + inputs
 
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
-        with torch.inference_mode(False), torch.no_grad():
-            value = self._select(problem, map_tensors(Tensor.clone, x), index)
-            self._count(len(index), 0)
+        value = self._select(problem, map_tensors(Tensor.clone, x), index)
+        self._count(len(index), 0)
         return Answers(value=_checked(value))
 
     def _gradient(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             leaves, rows = _leaves(x)
             value = self._select(problem, rows, index)
             if not value.requires_grad:

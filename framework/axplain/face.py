@@ -24,7 +24,7 @@ from axplain.door import Question, question
 from axplain.engine import Engine
 from axplain.errors import ArgumentError, PluginError, UnsupportedModel, log, warn
 from axplain.explanation import Explanation
-from axplain.guard import occupied, untouched, warn_in_training
+from axplain.guard import occupied, plain_mode, untouched, warn_in_training
 from axplain.model import output_tensor
 from axplain.problem import Problem
 from axplain.protocols import Outcome, Settings
@@ -108,17 +108,35 @@ def explain(
         UnknownMethod: the method is not installed.
         UnsupportedModel: the model does what cannot be explained correctly.
     """
-    arguments, started = locals(), time.perf_counter()
+    arguments = locals()
+    with plain_mode():
+        return _explain(arguments)
+
+
+@_called_like(explain)
+def estimate(arguments: dict[str, Any]) -> Cost:
+    """Return what the same call of `explain` would cost in rows, without running the model.
+
+    Raises:
+        ArgumentError: as `explain` does, for everything that can be seen before the first forward pass.
+    """
+    arguments.pop("progress")
+    with plain_mode():
+        return planned_cost(_normalise(arguments))
+
+
+def _explain(arguments: dict[str, Any]) -> Explanation:
+    started = time.perf_counter()
+    progress = arguments.pop("progress")
     asked = _normalise(arguments)
-    module = asked.problem.model.module
-    warn_in_training(module)
-    hooked = isinstance(asked.target, NeuronTarget)
+    model = asked.problem.model
+    warn_in_training(model.module)
     planned = planned_cost(asked)
     with ExitStack() as stack:
         callback = stack.enter_context(_progress(progress))
         engine = Engine(asked.batch_size, callback, planned.forward_rows)
-        stack.enter_context(occupied(model, hooked))
-        stack.enter_context(untouched(module, asked.problem.device))
+        stack.enter_context(occupied(model.function, isinstance(asked.target, NeuronTarget)))
+        stack.enter_context(untouched(model.module, asked.problem.device))
         problem = _aim(asked, engine)
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
         outcome = run_method(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
@@ -131,20 +149,7 @@ def explain(
     return explanation
 
 
-@_called_like(explain)
-def estimate(arguments: dict[str, Any]) -> Cost:
-    """Return what the same call of `explain` would cost in rows, without running the model.
-
-    Raises:
-        ArgumentError: as `explain` does, for everything that can be seen before the first forward pass.
-    """
-    return planned_cost(_normalise(arguments))
-
-
 def _normalise(arguments: dict[str, Any]) -> Question:
-    progress = arguments.pop("progress")
-    if not isinstance(progress, bool) and not callable(progress):
-        raise ArgumentError("progress", f"{progress!r} came", "True, False or a callable that takes (done, total)")
     if arguments["seed"] is None:
         arguments["seed"] = fresh_seed()
     return question(**arguments)
@@ -190,8 +195,10 @@ def _predict(problem: Problem, engine: Engine) -> tuple[Target, Tensor]:
 @contextmanager
 def _progress(wanted: bool | Callable[[int, int], None]) -> Iterator[Callable[[int, int], None] | None]:
     """Turn `progress=` into a callback; the bar is closed whatever happens."""
-    if not isinstance(wanted, bool):
+    if callable(wanted):
         yield wanted
+    elif not isinstance(wanted, bool):
+        raise ArgumentError("progress", f"{wanted!r} came", "True, False or a callable that takes (done, total)")
     elif not wanted:
         yield None
     else:

@@ -57,6 +57,16 @@ def _same_numpy(left: Any, right: Any) -> bool:
 
 
 @contextmanager
+def plain_mode() -> Iterator[None]:
+    """Run without a graph, whatever mode the caller is in.
+
+    Not in inference mode: what a model caches on the way must stay fit for the user's training.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
 def untouched(module: torch.nn.Module | None, device: torch.device) -> Iterator[None]:
     """Run something with the model and put back whatever its passes changed."""
     random_states = RandomStates.capture(device)

@@ -1,4 +1,4 @@
-"""What a command line names, as values: objects by `pkg.mod:name`, arrays by file, parameters by the types of a spec."""
+"""What a command line names, as values: objects by `pkg.mod:name`, arrays by file, parameters by type."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def read_inputs(paths: Sequence[Path], frame: Frame, option: str = "--input") ->
         return inputs[0]
     for path, given in zip(paths, inputs, strict=True):
         if not isinstance(given.x, Tensor):
-            raise ArgumentError(option, f"{path} holds several arrays and is not the only file", "one array in each file")
+            raise ArgumentError(
+                option, f"{path} holds several arrays and is not the only file", "one array in each file"
+            )
     return Inputs(tuple(given.x for given in inputs), notes=tuple(note for given in inputs for note in given.notes))
 
 
@@ -149,7 +151,9 @@ def _read(path: Path, option: str) -> tuple[Any, tuple[str, ...]]:
         raise ArgumentError(option, f"{path} needs numpy to be read", "numpy", "pip install numpy") from error
     except pickle.UnpicklingError as error:
         cure = "Nothing in a file is executed."
-        raise ArgumentError(option, f"{path} holds more than tensors", "tensors, a tuple or a dict of them", cure) from error
+        raise ArgumentError(
+            option, f"{path} holds more than tensors", "tensors, a tuple or a dict of them", cure
+        ) from error
     except Exception as error:
         raise ArgumentError(option, f"{path} cannot be read: {_reason(error)}", f"a {suffix} file") from error
     value, columns = value if suffix in _TEXT else (value, ())
@@ -259,7 +263,9 @@ class Settings:
             if name in self._groups.setdefault(owner, {}):
                 raise ArgumentError("-p", f"{key.strip()} came twice", "one value")
             if not owner and name in RESERVED:
-                raise ArgumentError("-p", f"{name} came", "a parameter of the method", "That is an argument of explain.")
+                raise ArgumentError(
+                    "-p", f"{name} came", "a parameter of the method", "That is an argument of explain."
+                )
             self._groups[owner][name] = text.strip()
 
     def of_method(self, spec: Spec) -> dict[str, Any]:
@@ -335,6 +341,46 @@ def parse_baselines(text: str, settings: Settings, frame: Frame) -> Any:
     if ":" in text:
         return load_object(text, "--baselines")
     return settings.of_component("baselines", text, "baseline")
+
+
+def read_call(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Return the arguments of `axplain.explain`, names of the columns of x, and notes; what is not given is left out.
+
+    Raises:
+        ArgumentError: an option cannot be used; the message names it.
+        UnknownMethod: the method, noise mode, baseline or modality is not installed.
+    """
+    settings = Settings(options["pairs"])
+    call: dict[str, Any] = settings.of_method(find_spec(method)) | {"method": method}
+    call["noise"] = options["noise"] and settings.of_component("noise", options["noise"], "noise", key="mode")
+    call["target"] = options["target"] and parse_target(options["target"])
+    call["modality"] = _modality(options, settings)
+    call["model"] = load_model(options["model"])
+    frame = Frame.of(call["model"])
+    if options["modality"]:
+        paths = [str(path) for path in options["inputs"]]
+        inputs = Inputs(paths[0] if len(paths) == 1 else paths)
+    else:
+        inputs = read_inputs(options["inputs"], frame)
+    call["x"] = inputs.x
+    call["baselines"] = options["baselines"] and parse_baselines(options["baselines"], settings, frame)
+    settings.check_all_taken()
+    call |= {name: options[name] for name in ("batch_size", "tolerance", "seed")}
+    call = {name: value for name, value in call.items() if value is not None}
+    if options["seed"] == "fresh":
+        call["seed"] = None
+    return call | {"verify": not options["no_verify"]}, inputs.columns, inputs.notes
+
+
+def _modality(options: Mapping[str, Any], settings: Settings) -> Any:
+    name, transform = options["modality"], options["transform"]
+    if transform and not name:
+        raise ArgumentError("--transform", f"{transform} came", "a modality beside it", "Add --modality image.")
+    chosen = name and settings.of_component("modality", name, "modality")
+    if not transform:
+        return chosen
+    given = chosen if isinstance(chosen, dict) else {"use": name}
+    return {**given, "transform": load_object(transform, "--transform")}
 
 
 def _number(text: str) -> int | float | None:

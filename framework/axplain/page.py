@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -15,6 +16,8 @@ import click
 from axplain.formula import Formula
 from axplain.specs import Claim, Composition, CostFormula, Evaluation, FromParameter, Parameter, Spec, Use
 
+#: kinds that `explain` runs
+EXPLAINS = ("method", "noise")
 UNLIMITED = 100_000
 _GAP = 2
 
@@ -73,6 +76,7 @@ def spec_page(spec: Spec, width: int) -> Iterator[str]:
         "Axioms": [(claim.id, _claim(claim)) for claim in spec.axioms],
         "Composed of": list(_parts(spec.composition)),
         "Source": list(_source(spec)),
+        "Use": list(_usage(spec)),
     }
     for title, rows in sections.items():
         if rows:
@@ -83,17 +87,17 @@ def spec_page(spec: Spec, width: int) -> Iterator[str]:
 
 def _parameter(parameter: Parameter) -> str:
     words = [f"one of {', '.join(parameter.choices)}" if parameter.choices else parameter.type]
-    words += ["or one for each input"] if parameter.per_input else []
+    words[0] += ", or one for each input" if parameter.per_input else ""
     if parameter.default is not None:
-        words.append(f"default {_value(parameter.default)}")
+        words.append(f"default {value_text(parameter.default)}")
     elif parameter.required:
         words.append("required")
     else:
         words.append("optional")
-    words += [f"at least {_value(parameter.min)}"] if parameter.min is not None else []
-    words += [f"at most {_value(parameter.max)}"] if parameter.max is not None else []
+    words += [f"at least {value_text(parameter.min)}"] if parameter.min is not None else []
+    words += [f"at most {value_text(parameter.max)}"] if parameter.max is not None else []
     words += [f"in {parameter.unit}"] if parameter.unit else []
-    return f"{', '.join(words)}\n{parameter.doc}"
+    return f"{'; '.join(words)}\n{parameter.doc}"
 
 
 _BASELINES = {
@@ -104,17 +108,19 @@ _BASELINES = {
 
 
 def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
-    if spec.kind == "method":
+    inner = [name for name, parameter in spec.parameters.items() if parameter.type == "method"]
+    if inner:
+        yield "baselines", f"what the method {' or '.join(inner)} takes"
+    elif spec.kind == "method":
         yield "baselines", _BASELINES[spec.baseline]
-    if spec.kind in ("method", "noise"):
-        inner = f", and what {spec.requires.inherit} takes" if spec.requires.inherit else ""
-        yield "inputs", f"tensors of {spec.requires.input_dtype} type{inner}"
+    if spec.kind in EXPLAINS:
+        yield "inputs", f"tensors of {spec.requires.input_dtype} type"
     if spec.needs:
         yield "needs", ", ".join(sorted(spec.needs))
 
 
 def _gives(spec: Spec) -> Iterator[tuple[str, str]]:
-    if spec.kind in ("method", "noise"):
+    if spec.kind in EXPLAINS:
         where = "where the inner method puts them" if spec.seats == "inner" else f"at the {' or a '.join(spec.seats)}"
         yield "attributions", f"{'signed' if spec.signed else 'unsigned'}, {where}"
     if spec.provides:
@@ -143,14 +149,14 @@ def _costs(cost: CostFormula | None) -> Iterator[tuple[str, str]]:
 def _claim(claim: Claim) -> str:
     words = [claim.kind.replace("_", " ")]
     words += [f"within {claim.tolerance}"] if claim.tolerance else []
-    words += [f"{name} {_value(value)}" for name, value in claim.rate.items()]
+    words += [f"{name} {value_text(value)}" for name, value in claim.rate.items()]
     words += [f"when {claim.when.replace('_', ' ')}"] if claim.when else []
     words += [f"for {claim.model_class.replace('_', ' ')} models"] if claim.model_class else []
     words += [f"from {name} = {least}" for name, least in claim.n_at_least.items()]
     words += ["for an equal seed"] if claim.same_seed else []
     text = ", ".join(words)
     if claim.warn_above is not None:
-        text += f"\nwarns above {_value(claim.warn_above)} of |F(x) - F(x')|: {claim.cure}".rstrip(": ")
+        text += f"\nwarns above {value_text(claim.warn_above)} of |F(x) - F(x')|: {claim.cure}".rstrip(": ")
     return text
 
 
@@ -164,12 +170,12 @@ def _parts(composition: Composition | None) -> Iterator[tuple[str, str]]:
     if composition.refinement:
         yield "refinement", f"{_use(composition.refinement)}, for tolerance="
     for name, switch in composition.post.items():
-        yield "then", f"{name}, if {_value(switch)}" if isinstance(switch, FromParameter) else name
+        yield "then", f"{name}, if {value_text(switch)}" if isinstance(switch, FromParameter) else name
 
 
 def _use(use: Use) -> str:
-    arguments = ", ".join(f"{name} = {_value(value)}" for name, value in use.arguments.items())
-    return _value(use.name) + (f" ({arguments})" if arguments else "")
+    arguments = ", ".join(f"{name} = {value_text(value)}" for name, value in use.arguments.items())
+    return value_text(use.name) + (f" ({arguments})" if arguments else "")
 
 
 def _source(spec: Spec) -> Iterator[tuple[str, str]]:
@@ -182,7 +188,19 @@ def _source(spec: Spec) -> Iterator[tuple[str, str]]:
     yield "from", f"{spec.distribution or 'a file of yours'}: {spec.origin}, version {spec.version}"
 
 
-def _value(value: Any) -> str:
+def _usage(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Show one call, with the first parameter that has a value to show."""
+    if spec.kind not in EXPLAINS:
+        return
+    name, default = next(((n, p.default) for n, p in spec.parameters.items() if p.default is not None), ("", None))
+    argument = f", {name}={json.dumps(default)}" if isinstance(default, str) else f", {name}={default}" if name else ""
+    option = f" -p {name}={value_text(default)}" if name else ""
+    yield "Python", f'axplain.explain(model, x, "{spec.name}"{argument})'
+    yield "shell", f"axplain explain {spec.name} --model pkg.mod:factory --input x.npy{option}"
+
+
+def value_text(value: Any) -> str:
+    """Return a value as a spec writes it."""
     if isinstance(value, FromParameter):
         return value.parameter
     if isinstance(value, Formula):

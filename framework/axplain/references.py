@@ -105,6 +105,8 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
         item, as_set = item.rows, True
     if hasattr(item, "__array__") and not isinstance(item, Tensor):
         item = torch.as_tensor(item)
+    if isinstance(item, Tensor) and item.ndim == 0:
+        item = item.item()
     plugin = _plugin(item, x, as_set, label)
     table = plugin.references(x, key)
     if (

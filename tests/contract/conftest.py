@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import axplain
 
 #: enough to be exact on the smooth models below, and few enough to be quick
-SMALL = {"n_steps": 8, "n_samples": 3}
+SMALL = {"n_steps": 5, "n_samples": 2}
 STDEV = 0.1
 WRAPPED = ("integrated_gradients", "gradient_shap", "saliency")
 
@@ -92,12 +92,13 @@ def _cases() -> list[Case]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each test its cases: all, those that draw, those that check completeness, those that take baselines."""
+    """Give each test its cases: all, or those that the name of the fixture says."""
     chosen: dict[str, Callable[[Case], Any]] = {
         "case": lambda case: True,
         "seeded_case": lambda case: case.seeded,
         "checked_case": lambda case: case.checked,
         "baseline_case": lambda case: case.baseline != "none",
+        "noise_case": lambda case: case.noise is not None,
     }
     for name, wanted in chosen.items():
         if name in metafunc.fixturenames:

@@ -60,8 +60,8 @@ def spoil(output: Tensor) -> Tensor:
 
 
 def stages(passes: int) -> list[int]:
-    """The first pass, the second, one in the middle and the last."""
-    return sorted({1, min(2, passes), (passes + 1) // 2, passes})
+    """The first pass, one in the middle and the last."""
+    return sorted({1, (passes + 1) // 2, passes})
 
 
 def clean_passes(case: Case, model: nn.Module, x: Tensor, **given: Any) -> int:

@@ -115,9 +115,9 @@ def test_with_noise_every_mode_is_near_the_exact_moments_in_both(inner: str) -> 
 def test_smoothed_saliency_is_near_its_exact_mean_in_both() -> None:
     """Of a model that rises in one feature and falls in the other: its absolute gradient is smooth."""
     model, x, stdev, samples = _two_features(), seeded(3, 2, seed=9), 0.3, 3000
-    first, _, last = model
-    first.weight.data = first.weight.abs() * torch.tensor([1.0, -1.0], dtype=torch.float64)
-    last.weight.data = last.weight.abs()
+    into, _, out, _ = model.parameters()
+    into.data = into.data.abs() * torch.tensor([1.0, -1.0]).double()
+    out.data = out.data.abs()
     mean, second = noisy_moments(_exact("saliency", model), x, stdev, range(1, 3))
     bound = 5 * (second - mean**2).sqrt() / samples**0.5
     found = axplain.explain(model, x, "smoothgrad", n_samples=samples, stdev=stdev).attributions

@@ -132,9 +132,12 @@ def test_v8_vargrad_is_never_negative() -> None:
     )
     copies = torch.stack(seen[-20:])
     parts = [copy * gradients(lambda rows: model(rows).squeeze(1), copy)[0] for copy in copies]
-    exact = torch.stack(parts).double().var(0, unbiased=False)
+    samples = torch.stack(parts).double()
     assert bool((ours.attributions >= 0).all())
-    torch.testing.assert_close(ours.attributions.double(), exact, rtol=1e-3, atol=1e-9 * float(exact.max()))
+    # right to a rounding of the attributions, which are float32 themselves
+    rounding = torch.finfo(torch.float32).eps * samples.abs().mean(0)
+    off = ours.attributions.double().sqrt() - samples.std(0, unbiased=False)
+    assert bool((off.abs() <= rounding).all())
 
 
 def test_v9_noise_draws_a_fresh_baseline_for_every_sample() -> None:
