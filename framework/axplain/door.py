@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from axplain.discovery import catalog
-from axplain.errors import ArgumentError
+from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.model import Model
 from axplain.parameters import Call, settle, settle_parameter
 from axplain.problem import Arguments, Problem
@@ -90,7 +90,7 @@ def question(
     encoded, modality_name = _encode(x, modality)
     inputs, structure = _inputs(encoded, call)
     adapter = Model(model, structure)
-    _check_device(adapter, inputs[0].device)
+    _check_model(adapter, inputs[0].device)
     key = Key(_seed(seed))
     problem = Problem(
         model=adapter,
@@ -205,10 +205,16 @@ def _specs(call: Call) -> list[Spec]:
     return [call.spec, *(_specs(call.inner) if call.inner else [])]
 
 
-def _check_device(model: Model, device: torch.device) -> None:
+def _check_model(model: Model, device: torch.device) -> None:
     if model.module is None:
         return
-    devices = {parameter.device for parameter in model.module.parameters()}
+    parameters = list(model.module.parameters())
+    if any(parameter.is_inference() for parameter in parameters):
+        raise UnsupportedModel(
+            "model: its parameters were made in inference mode, so autograd cannot use them. Build the model outside "
+            "torch.inference_mode(), or explain copy.deepcopy(model)."
+        )
+    devices = {parameter.device for parameter in parameters}
     if len(devices) == 1 and device not in devices:  # a model spread over devices moves its inputs itself
         raise ArgumentError(
             "x", f"a tensor on {device} came", f"one on {devices.pop()}, where the model is", "Move one of them."

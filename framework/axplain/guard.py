@@ -100,7 +100,8 @@ def _copies(module: torch.nn.Module | None) -> list[tuple[torch.nn.Module, str, 
 def _put_back(buffers: list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]) -> None:
     for owner, name, buffer, version, copy in buffers:
         owner._buffers[name] = buffer
-        if buffer._version != version:
+        # batch normalisation in training writes its statistics without a new version
+        if buffer._version != version or (owner.training and not torch.equal(buffer, copy)):
             with torch.no_grad():
                 buffer.copy_(copy)
 

@@ -59,14 +59,6 @@ def test_everything_may_be_made_in_inference_mode(case: Case, network: Make, dra
     assert torch.equal(case(model, made_inside, target=1).attributions, case(model, draw(5, 4), target=1).attributions)
 
 
-def test_a_model_made_in_inference_mode_is_explained(case: Case, network: Make, draw: Make) -> None:
-    x = draw(5, 4)
-    with torch.inference_mode():
-        model = network()
-    expected = case(network(), x, target=1).attributions
-    torch.testing.assert_close(case(model, x, target=1).attributions, expected, rtol=1e-9, atol=1e-12)
-
-
 def test_what_a_model_keeps_from_a_call_does_not_break_its_training(case: Case, network: Make, draw: Make) -> None:
     """A tensor that a model makes in its first pass and keeps must be of use in a later backward pass."""
     net, x, kept = network(), draw(5, 4), {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -105,8 +106,8 @@ def test_errors_shrink_with_the_order_of_the_rule(rule: str) -> None:
 
 def test_the_error_of_gauss_legendre_falls_faster_than_any_power() -> None:
     errors = [_error("gauss_legendre", n) for n in (1, 2, 3, 4, 5)]
-    steps = [before / after for before, after in zip(errors, errors[1:], strict=False)]
-    assert all(later > earlier for earlier, later in zip(steps, steps[1:], strict=False))
+    steps = [before / after for before, after in itertools.pairwise(errors)]
+    assert all(later > earlier for earlier, later in itertools.pairwise(steps))
     assert _error("gauss_legendre", 8) <= 1e-15
 
 
