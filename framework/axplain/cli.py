@@ -263,9 +263,7 @@ def explain(method: str, top: int, output: Path | None, only_cost: bool, **optio
     import axplain
     from axplain.inputs import read_call
 
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
+    with _importable(os.getcwd()):
         call, columns_of_x, notes = read_call(method, options)
         for text in notes:
             _note(text)
@@ -274,13 +272,21 @@ def explain(method: str, top: int, output: Path | None, only_cost: bool, **optio
             _print_cost(axplain.estimate(**call), planned=True)
             return
         explanation = axplain.explain(**call, progress=sys.stderr.isatty())
-    finally:
-        sys.path.remove(here)
     _print_explanation(explanation, options)
     _print_features(explanation, columns_of_x, top)
     if output is not None:
         _save(explanation, output)
         click.echo(f"\nsaved {output}")
+
+
+@contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # what the user imported may have rebuilt the path
+            sys.path.remove(folder)
 
 
 def _print_cost(cost: Cost, *, planned: bool = False) -> None:

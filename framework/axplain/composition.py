@@ -117,6 +117,7 @@ class Composed:
             inner: Call = settings.values[use.name.parameter]
         else:
             inner = settle(use.name, use.resolve(settings.values))
+        # checking the inner method pays only where its residual says something about ours
         verify = settings.verify and self.spec.claim("completeness") is not None
         return _AskMethod(inner, attrs.evolve(settings, verify=verify))
 

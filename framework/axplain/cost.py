@@ -55,10 +55,9 @@ def _rows(call: Call, batch: int, references: int, tolerance: float | None) -> t
 
 def _check_rows(asked: Question, forward: int, batch: int, references: int) -> int:
     """Bound the rows that predict the class, and those that check completeness: F(x) and F(x') of every noisy copy."""
-    checks = asked.verify and asked.call.spec.claim("completeness") is not None
+    checks = asked.verify and asked.call.claims_completeness
     rows = batch if checks or asked.target is None else 0
-    inner = asked.call.innermost
-    if not checks or not references or asked.tolerance is not None or inner.spec.claim("completeness") is None:
+    if not checks or not references or asked.tolerance is not None:
         return rows
-    copies = forward // _rows(inner, batch, references, None)[0] if asked.call.inner else 1
+    copies = forward // _rows(asked.call.innermost, batch, references, None)[0] if asked.call.inner else 1
     return rows + copies * batch * (1 + references)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -71,12 +72,6 @@ class Engine:
         log.info("memory ran out at %d rows; going on with %d", len(index), len(index) // 2)
         return self.ask(problem, x, index, need)
 
-    def output(self, problem: Problem) -> Any:
-        """Return the raw output at the problem's own inputs, without a graph."""
-        raw = problem.model(map_tensors(Tensor.clone, problem.inputs), problem.arguments.rows(problem.everyone()))
-        self._count(problem.batch, 0)
-        return raw
-
     def rows(self, problem: Problem, need: Need) -> int:
         """Return how many rows one chunk may have for this problem."""
         key = _shape_key(problem, need)
@@ -127,7 +122,12 @@ class Engine:
                     return saved_bytes(lambda: problem.model(_leaves(x)[1], arguments))
 
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)
-        return max(run(3) - run(2), 0) + inputs
+        try:
+            return max(run(3) - run(2), 0) + inputs
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            return sys.maxsize  # not even three rows fit: one at a time
 
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
         value = self._select(problem, map_tensors(Tensor.clone, x), index)

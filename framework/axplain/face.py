@@ -15,7 +15,6 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import attrs
 import torch
-from torch import Tensor
 
 from axplain.check import warn_incomplete
 from axplain.composition import run_method
@@ -25,14 +24,13 @@ from axplain.engine import Engine
 from axplain.errors import ArgumentError, PluginError, UnsupportedModel, log, warn
 from axplain.explanation import Explanation
 from axplain.guard import occupied, plain_mode, untouched, warn_in_training
-from axplain.model import output_tensor
 from axplain.problem import Problem
 from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry
 from axplain.specs import Spec
-from axplain.structure import Tensors, accumulator
-from axplain.targets import IndexTarget, NeuronTarget, OutputTarget, Target, rows_of
+from axplain.structure import Tensors
+from axplain.targets import NeuronTarget, PredictedTarget
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -157,39 +155,15 @@ def _normalise(arguments: dict[str, Any]) -> Question:
 
 def _aim(asked: Question, engine: Engine) -> Problem:
     """Settle the target, and F(x) where it is needed anyway: for the predicted class, or as a witness of the check."""
-    problem = attrs.evolve(asked.problem, target=asked.target or OutputTarget())
-    checks = asked.verify and asked.call.spec.claim("completeness") is not None
-    if asked.target is not None and not checks:
-        return problem
+    problem, given = asked.problem, asked.target
+    if given is not None and not (asked.verify and asked.call.claims_completeness):
+        return attrs.evolve(problem, target=given)
+    target = given or PredictedTarget(torch.zeros(problem.batch, dtype=torch.long))
+    problem = attrs.evolve(problem, target=target)
     with engine.checking():
-        if asked.target is not None:
-            clean = engine.ask(problem, problem.inputs, problem.everyone(), "value").value
-            return attrs.evolve(problem, clean=clean)
-        target, clean = _predict(problem, engine)
-    return attrs.evolve(problem, target=target, clean=clean)
-
-
-def _predict(problem: Problem, engine: Engine) -> tuple[Target, Tensor]:
-    """Return the predicted class of each example, or the output itself where there is one number, with its value."""
-    seen: list[Tensor] = []
-    for index in engine.blocks(problem, "value"):
-        block = problem.take(index)
-        raw = engine.output(block)
-        output = rows_of(output_tensor(raw), len(index))
-        if output.ndim > 2:
-            raise ArgumentError(
-                "target",
-                f"None came and the model returns {tuple(output.shape)}",
-                f"an index tuple into {tuple(output.shape[1:])}",
-                "There is no predicted class in this shape: say which output is meant.",
-            )
-        seen.append(output.detach().reshape(len(index), -1))
-    output = torch.cat(seen)
-    if not bool(output.isfinite().any(1).all()) or bool(output.isnan().any()):
-        raise UnsupportedModel("model: its output is NaN or all inf for an example of x, so no class is predicted.")
-    target: Target = OutputTarget() if output.shape[1] == 1 else IndexTarget(output.argmax(1, keepdim=True).cpu())
-    value = output.gather(1, output.argmax(1, keepdim=True)).squeeze(1)
-    return target, value.to(accumulator(value.dtype))
+        clean = engine.ask(problem, problem.inputs, problem.everyone(), "value").value
+    resolved = target.resolved() if isinstance(target, PredictedTarget) else target
+    return attrs.evolve(problem, target=resolved, clean=clean)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def cost_text(cost: CostFormula) -> str:
 def spec_page(spec: Spec, width: int) -> Iterator[str]:
     """Yield the lines of everything that a spec says."""
     family = f", {spec.family} family" if spec.family and spec.family != spec.kind else ""
-    yield f"{heading(spec.title)} ({spec.kind} {spec.name}{family})"
+    yield from map(heading, columns([[f"{spec.title} ({spec.kind} {spec.name}{family})"]], width))
     for text in (spec.summary, spec.formula):
         if text:
             yield ""
@@ -86,7 +86,7 @@ def spec_page(spec: Spec, width: int) -> Iterator[str]:
 
 
 def _parameter(parameter: Parameter) -> str:
-    words = [f"one of {', '.join(parameter.choices)}" if parameter.choices else parameter.type]
+    words = [f"choice of {', '.join(parameter.choices)}" if parameter.choices else parameter.type]
     words[0] += ", or one for each input" if parameter.per_input else ""
     if parameter.default is not None:
         words.append(f"default {value_text(parameter.default)}")

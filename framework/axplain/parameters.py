@@ -34,6 +34,11 @@ class Call:
         """The method inside all lifts; the call itself where it is none."""
         return self.inner.innermost if self.inner else self
 
+    @property
+    def claims_completeness(self) -> bool:
+        """Whether the method claims completeness, and so do all methods inside it."""
+        return self.spec.claim("completeness") is not None and (self.inner is None or self.inner.claims_completeness)
+
     def describe(self) -> dict[str, Any]:
         """Return the parameters as JSON can hold them."""
         return {name: _plain(value) for name, value in self.values.items()}

@@ -76,6 +76,35 @@ class OutputTarget(_Same):
 
 
 @attrs.frozen(eq=False)
+class PredictedTarget(_Same):
+    """The largest output of each example; remembers which one it was, to become the target of the call."""
+
+    best: Tensor
+
+    def select(self, raw: Any, index: Tensor) -> Tensor:
+        """Return one value per row."""
+        output = rows_of(output_tensor(raw), len(index))
+        if output.ndim > 2:
+            raise ArgumentError(
+                "target",
+                f"None came and the model returns {tuple(output.shape)}",
+                f"an index tuple into {tuple(output.shape[1:])}",
+                "There is no predicted class in this shape: say which output is meant.",
+            )
+        value, best = output.reshape(len(index), -1).max(1)
+        self.best[index.cpu()] = best.cpu() if output.ndim > 1 and output.shape[1] > 1 else -1
+        return value
+
+    def resolved(self) -> Target:
+        """Return the predicted class of each example, or the output itself where there is one number."""
+        return OutputTarget() if bool((self.best < 0).all()) else IndexTarget(self.best[:, None])
+
+    def describe(self) -> Any:
+        """Return the target as JSON can hold it."""
+        return self.best.tolist()
+
+
+@attrs.frozen(eq=False)
 class IndexTarget(_Same):
     """`output[i, *indices[i]]`: (batch, depth) indices on the CPU, or (1, depth) for all examples alike."""
 

@@ -66,6 +66,11 @@ def test_counted_rows_are_the_rows_of_the_model(
             assert answer.cost.check_rows == 0
 
 
+def test_rows_of_the_check_are_spent_only_where_something_is_checked(case: Case, network: Make, draw: Make) -> None:
+    answer = case(network(), draw(BATCH, 4), target=1)
+    assert bool(answer.cost.check_rows) == bool(answer.residuals)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_sets_of_baselines_are_counted(baseline_case: Case, network: Make, draw: Make, count: int) -> None:
     x, baselines = draw(BATCH, 4), axplain.distribution(0.3 * draw(count, 4, key=1))

@@ -126,23 +126,3 @@ def test_threads_may_share_a_model_in_training_behind_evaluating(network: Make, 
     )
     assert all(isinstance(answer, Tensor) and torch.equal(answer, expected) for answer in answers)
     assert all(module.training for module in model.modules()), "every module is in training again"
-
-
-def test_random_numbers_that_another_thread_draws_are_not_taken_back(network: Make, draw: Make) -> None:
-    """A call may not rewind a generator because somebody else used it meanwhile, nor blame the model for it."""
-    net, x = network(), draw(5, 4)
-    drawn: list[float] = []
-
-    def model(x: Tensor) -> Any:
-        if len(drawn) < 3:
-            thread = threading.Thread(target=lambda: drawn.append(float(torch.rand(()))))
-            thread.start()
-            thread.join()
-        return net(x)
-
-    state = torch.get_rng_state()
-    expected = torch.rand(4).tolist()
-    torch.set_rng_state(state)
-    axplain.explain(model, x, "saliency", target=1, batch_size=2)
-    assert drawn == expected[:3]
-    assert float(torch.rand(())) == expected[3], "the next number is the next one"

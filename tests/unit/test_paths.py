@@ -137,15 +137,14 @@ def test_attributions_of_smooth_networks_sum_to_the_difference(activation: nn.Mo
 
 def test_the_residual_of_relu_networks_falls_with_order_one() -> None:
     """The root mean square over 64 cases: single cases jump, since what counts is where a node meets a kink."""
-    n, errors = 16, []
-    for factor in (1, 4, 16):
-        squares = [
-            axplain.explain(
-                _network(nn.ReLU(), seed), _seeded(4, 4, seed=seed), n_steps=n * factor, batch_size=256
-            ).delta
-            for seed in range(16)
-        ]
-        errors.append(float(torch.cat([part for part in squares if part is not None]).square().mean().sqrt()))
+    errors = []
+    for n in (16, 64, 256):
+        squares = []
+        for seed in range(16):
+            model, x = _network(nn.ReLU(), seed), _seeded(4, 4, seed=seed)
+            found = axplain.explain(model, x, n_steps=n, verify=False).attributions
+            squares.append((found.sum(1) - (model(x) - model(torch.zeros_like(x))).squeeze(1)).detach().square())
+        errors.append(float(torch.cat(squares).mean().sqrt()))
     assert errors[0] > 1e-3, "these networks must have kinks on the path"
     for coarse, fine in itertools.pairwise(errors):
         assert fine <= 2 * coarse / 4
@@ -221,43 +220,54 @@ class Witness:
 
 def _uniform_rows(model: Callable[[Tensor], Tensor], x: Tensor, tolerance: float, quadrature: str) -> int:
     """Return the rows of the coarsest rule, doubling its nodes, whose residual is within the tolerance for all of x."""
-    for doubling in range(14):
-        found = axplain.explain(model, x, n_steps=2**doubling, quadrature=quadrature, verify=False).attributions
-        difference = (model(x) - model(torch.zeros_like(x))).flatten().detach()
-        if float((found.sum(1) - difference).abs().max()) <= tolerance:
-            return len(x) * 2**doubling
+    difference = (model(x) - model(torch.zeros_like(x))).flatten().detach()
+    for n in (1 << k for k in range(1, 14)):
+        found = axplain.explain(model, x, n_steps=n, quadrature=quadrature, verify=False).attributions
+        if bool(((found.sum(1) - difference).abs() <= tolerance).all()):
+            return len(x) * n
     raise AssertionError("no uniform rule is good enough")
 
 
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-4])
-@pytest.mark.parametrize("seed", range(3))
-def test_tolerance_is_kept_across_kinks_with_a_fraction_of_a_uniform_rules_rows(seed: int, tolerance: float) -> None:
-    model, x = _network(nn.ReLU(), seed), _seeded(8, 4, seed=seed + 1)
+def _kept(model: Callable[[Tensor], Tensor], x: Tensor, tolerance: float) -> int:
+    """Assert that the residual is within the tolerance, and that the answer says so; return the rows it took."""
     found = axplain.explain(model, x, tolerance=tolerance)
     exact = (model(x) - model(torch.zeros_like(x))).flatten().detach()
     assert float((found.attributions.sum(1) - exact).abs().max()) <= tolerance
     assert found.notes["tolerance"] == {"asked": tolerance, "reached": True, "rows": found.cost.forward_rows}
-    if tolerance < 1e-2:
-        uniform = min(_uniform_rows(model, x, tolerance, rule) for rule in ("gauss_legendre", "midpoint"))
-        assert found.cost.forward_rows < uniform / 4
+    return found.cost.forward_rows
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
-@pytest.mark.parametrize("seed", range(3))
-def test_tolerance_is_kept_where_a_smooth_network_saturates(seed: int, tolerance: float) -> None:
-    """Steep steps on the path: evenly spaced nodes waste most of their rows where nothing happens."""
+@pytest.mark.parametrize("seed", range(4))
+def test_tolerance_is_kept_across_kinks_with_a_fraction_of_a_uniform_rules_rows(seed: int) -> None:
+    model, x = _network(nn.ReLU(), seed), _seeded(8, 4, seed=seed + 1)
+    rows = [_kept(model, x, tolerance) for tolerance in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)]
+    assert rows == sorted(rows)
+    uniform = min(_uniform_rows(model, x, 1e-3, rule) for rule in ("gauss_legendre", "midpoint"))
+    assert rows[2] < uniform / 10
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tolerance_is_kept_where_a_smooth_network_saturates(seed: int) -> None:
+    """Steep steps on the path: evenly spaced nodes waste most of their rows where nothing happens.
+
+    Gauss-Legendre rules are not in the comparison: for analytic functions they win against any refinement, once
+    somebody knows how many nodes are enough.
+    """
     smooth, x = _network(nn.Tanh(), seed), _seeded(8, 4, seed=seed + 1)
 
     def model(rows: Tensor) -> Tensor:
         value: Tensor = smooth(8 * rows)
         return value
 
-    found = axplain.explain(model, x, tolerance=tolerance)
-    exact = (model(x) - model(torch.zeros_like(x))).flatten().detach()
-    assert float((found.attributions.sum(1) - exact).abs().max()) <= tolerance
-    assert found.notes["tolerance"]["reached"]
-    if tolerance < 1e-4:
-        assert found.cost.forward_rows < _uniform_rows(model, x, tolerance, "midpoint") / 4
+    rows = [_kept(model, x, tolerance) for tolerance in (1e-2, 1e-4, 1e-6)]
+    assert rows[1] < min(_uniform_rows(model, x, 1e-4, rule) for rule in ("midpoint", "trapezoid")) / 10
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.GELU()])
+def test_a_moderate_tolerance_takes_fewer_rows_than_the_default_rule(activation: nn.Module) -> None:
+    for seed in range(4):
+        model, x = _network(activation, seed), _seeded(8, 4, seed=seed + 1)
+        assert _kept(model, x, 1e-3) < axplain.estimate(model, x).forward_rows
 
 
 def test_a_linear_model_takes_no_more_than_the_first_nodes() -> None:
@@ -391,17 +401,20 @@ def test_gradient_shap_converges_with_the_root_of_its_samples() -> None:
     assert error(25) / error(400) == pytest.approx(4, rel=0.2)
 
 
-def test_gradient_shap_standard_errors_are_honest() -> None:
-    """Errors in units of the stated standard error have mean 0 and variance about 1 over 200 seeds."""
+def test_gradient_shap_is_unbiased_and_its_standard_errors_are_honest() -> None:
+    """Errors in units of the stated standard error have variance about 1 over 200 seeds, and tails of a normal law."""
     model, x, rows = _network(nn.Tanh(), 1), _seeded(1, 4, seed=1), _seeded(6, 4, seed=2)
-    exact, scores = _expected(model, x, rows), []
-    for seed in range(200):
-        found = axplain.explain(model, x, "gradient_shap", baselines=rows, n_samples=60, seed=seed, verify=False)
-        scores.append((found.attributions - exact) / found.standard_errors)
-    z = torch.cat(scores)
-    assert bool((z.var(0) > 0.7).all()) and bool((z.var(0) < 1.4).all())
-    assert float(z.mean(0).abs().max()) < 4 / 200**0.5
-    assert float((z.abs() > 1.96).double().mean()) == pytest.approx(0.05, abs=0.03)
+    exact = _expected(model, x, rows)
+    answers = [
+        axplain.explain(model, x, "gradient_shap", baselines=rows, n_samples=200, seed=seed, verify=False)
+        for seed in range(200)
+    ]
+    errors = torch.cat([answer.attributions - exact for answer in answers])
+    assert bool((errors.mean(0).abs() < 4 * errors.std(0) / 200**0.5).all())
+    z = errors / torch.cat([answer.standard_errors for answer in answers])
+    assert bool((z.var(0) > 0.75).all())
+    assert bool((z.var(0) < 1.3).all())
+    assert float((z.abs() > 1.96).double().mean()) == pytest.approx(0.05, abs=0.025)
 
 
 def test_one_sample_has_no_standard_error() -> None:
@@ -422,7 +435,7 @@ def test_gradient_shap_draws_one_row_for_all_inputs_of_a_tuple() -> None:
     axplain.explain(model, x, "gradient_shap", baselines=(rows, 100 * rows), n_samples=200, verify=False)
     a, b = (torch.cat(parts) for parts in zip(*seen, strict=True))
     _close(b, 100 * a, 1e-12)
-    assert len(a.unique()) > 190
+    assert len(set(a.flatten().tolist())) > 190
 
 
 def test_gradient_shap_noise_is_given_per_input() -> None:

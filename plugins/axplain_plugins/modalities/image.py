@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
 from axplain import ArgumentError, MissingExtra, hookimpl
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+EXPECTED = "a PIL image, the path of a picture, or a uint8 array (height, width) or (height, width, 3 or 4)"
 
 
 @attrs.frozen(eq=False)
@@ -24,18 +29,18 @@ class Image:
         pictures = x if isinstance(x, list) else [x]
         if not pictures:
             raise ArgumentError("x", "an empty list of pictures came", "at least one picture")
-        tensors = [
-            self._tensor(picture, f"x[{i}]" if isinstance(x, list) else "x") for i, picture in enumerate(pictures)
-        ]
-        shapes = {tuple(tensor.shape) for tensor in tensors}
-        if len(shapes) > 1:
-            raise ArgumentError(
-                "modality", f"the transform returned the shapes {sorted(shapes)}", "one shape for all pictures"
-            )
+        labels = [f"x[{i}]" for i in range(len(pictures))] if isinstance(x, list) else ["x"]
+        tensors = [self._tensor(_open(picture, label)) for picture, label in zip(pictures, labels, strict=True)]
+        for tensor, label in zip(tensors, labels, strict=True):
+            if tensor.shape != tensors[0].shape:
+                raise ArgumentError(
+                    "modality", f"the transform returned the shape {tuple(tensor.shape)} for {label}",
+                    f"{tuple(tensors[0].shape)}, as for x[0]", "Resize or crop every picture to one size in it.",
+                )  # fmt: skip
         return torch.stack(tensors)
 
-    def _tensor(self, picture: Any, label: str) -> Tensor:
-        tensor = self.transform(_open(picture, label))
+    def _tensor(self, picture: PIL.Image.Image) -> Tensor:
+        tensor = self.transform(picture)
         if not isinstance(tensor, Tensor):
             raise ArgumentError(
                 "modality", f"the transform returned {type(tensor).__name__}", "a tensor (channels, height, width)"
@@ -49,7 +54,7 @@ class Image:
         return tensor
 
 
-def _open(picture: Any, label: str) -> Any:
+def _open(picture: Any, label: str) -> PIL.Image.Image:
     """Return a PIL image in RGB."""
     try:
         import PIL.Image
@@ -57,20 +62,40 @@ def _open(picture: Any, label: str) -> Any:
         raise MissingExtra("The image modality", "image") from error
 
     if isinstance(picture, PIL.Image.Image):
-        return picture.convert("RGB")
-    if isinstance(picture, str | Path):
-        try:
-            with PIL.Image.open(picture) as opened:
-                return opened.convert("RGB")
-        except (OSError, PIL.UnidentifiedImageError) as error:
-            raise ArgumentError(
-                label, f"{str(picture)!r} cannot be opened: {error}", "the path of a picture"
-            ) from error
+        return _rgb(picture, label)
+    if not isinstance(picture, str | Path):
+        return _rgb(PIL.Image.fromarray(_array(picture, label)), label)
+    try:
+        with PIL.Image.open(picture) as opened:
+            opened.load()
+            return _rgb(opened, label)
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Pillow calls a broken PNG a SyntaxError
+        raise ArgumentError(label, f"{str(picture)!r} cannot be opened: {error}", "the path of a picture") from error
+
+
+def _rgb(picture: PIL.Image.Image, label: str) -> PIL.Image.Image:
+    """Convert to RGB, but not what Pillow would clip to white on the way: more than 8 bits a channel."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        raise ArgumentError(
+            label, f"a picture of mode {picture.mode!r} came", "8 bits a channel",
+            "Scale its values to 0..255 and convert them to uint8.",
+        )  # fmt: skip
+    return picture.convert("RGB")
+
+
+def _array(picture: Any, label: str) -> Any:
+    """Check that an array or a tensor holds a picture, and return it as Pillow reads it."""
     array = picture.numpy(force=True) if isinstance(picture, Tensor) else picture
-    if getattr(array, "ndim", 0) not in (2, 3) or str(getattr(array, "dtype", "")) != "uint8":
-        came = f"{type(picture).__name__} of {getattr(array, 'dtype', 'no dtype')}, shape {getattr(array, 'shape', 'none')}"
-        raise ArgumentError(label, f"{came} came", "a picture: PIL image, path, or uint8 array (height, width[, 3])")
-    return PIL.Image.fromarray(array).convert("RGB")
+    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+    if shape is None or dtype is None:
+        raise ArgumentError(label, f"{type(picture).__name__} came", EXPECTED, "Several pictures go in a list.")
+    spatial = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    if str(dtype) != "uint8" or not spatial or 0 in shape:
+        raise ArgumentError(
+            label, f"{type(picture).__name__} of {dtype}, shape {tuple(shape)}, came", EXPECTED,
+            "A tensor that is preprocessed already needs no modality.",
+        )  # fmt: skip
+    return array
 
 
 @hookimpl
