@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable
 
 log = logging.getLogger("axplain")
-_OURS = {"axplain", "axplain_plugins"}
+_OURS = {"axplain", "axplain_plugins", "contextlib"}  # contextlib: warnings given while a guard is left
 
 
 class AxplainError(Exception):

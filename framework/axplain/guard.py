@@ -71,19 +71,27 @@ def untouched(module: torch.nn.Module | None, device: torch.device) -> Iterator[
     """Run something with the model and put back whatever its passes changed."""
     random_states = RandomStates.capture(device)
     buffers = _copies(module)
-    flags = [(m, m.training) for m in module.modules()] if module is not None else []
+    flags = _training_flags(module) if module is not None and not isinstance(module, _Evaluating) else []
     try:
         yield
     finally:
         _put_back(buffers)
-        for m, training in flags:
-            m.training = training
+        _set_training(flags)
         if random_states.moved():
             random_states.restore()
             warn(
                 "the model draws random numbers from a global generator: two passes over one input differ, and so do "
                 "explanations. Call model.eval(), or make the model deterministic."
             )
+
+
+def _training_flags(module: torch.nn.Module) -> list[tuple[torch.nn.Module, bool]]:
+    return [(part, part.training) for part in module.modules()]
+
+
+def _set_training(flags: list[tuple[torch.nn.Module, bool]]) -> None:
+    for part, training in flags:
+        part.training = training
 
 
 def _copies(module: torch.nn.Module | None) -> list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]:
@@ -130,15 +138,24 @@ class _Evaluating(torch.nn.Module):
         super().__init__()
         self.model = model
         self.training = False
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._flags: list[tuple[torch.nn.Module, bool]] = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        flags = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+        """Call the model; of several threads the first one switches the mode and the last one restores it."""
+        with self._lock:
+            self._calls += 1
+            if self._calls == 1:
+                self._flags = _training_flags(self.model)
+                self.model.eval()
         try:
             return self.model(*args, **kwargs)
         finally:
-            for module, training in flags:
-                module.training = training
+            with self._lock:
+                self._calls -= 1
+                if not self._calls:
+                    _set_training(self._flags)
 
 
 def evaluating(model: torch.nn.Module) -> torch.nn.Module:

@@ -52,18 +52,16 @@ def check(counter: Counter, cost: axplain.Cost, price: axplain.Cost) -> None:
     assert cost.check_rows <= price.check_rows
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("verify", [True, False], ids=["verified", "unverified"])
-def test_counted_rows_are_the_rows_of_the_model(
-    case: Case, network: Make, draw: Make, target: str, verify: bool
-) -> None:
-    x = draw(BATCH, 4)
-    for size in (1, 3, 64):
-        counter, given = Counter(network()), {"target": TARGETS[target], "verify": verify, "batch_size": size}
-        answer = case(counter, x, **given)
-        check(counter, answer.cost, case.estimate(counter.model, x, **given))
-        if not verify and target != "predicted":
-            assert answer.cost.check_rows == 0
+def test_counted_rows_are_the_rows_of_the_model(case: Case, network: Make, draw: Make, verify: bool) -> None:
+    model, x = network(), draw(BATCH, 4)
+    for name, target in TARGETS.items():
+        for size in (1, 3, 64) if name == "one each" else (3,):
+            counter, given = Counter(model), {"target": target, "verify": verify, "batch_size": size}
+            answer = case(counter, x, **given)
+            check(counter, answer.cost, case.estimate(model, x, **given))
+            if not verify:
+                assert answer.cost.check_rows == (BATCH if target is None else 0)
 
 
 def test_rows_of_the_check_are_spent_only_where_something_is_checked(case: Case, network: Make, draw: Make) -> None:
@@ -137,6 +135,7 @@ def test_a_progress_bar_is_drawn_and_changes_nothing(
     assert f"{quiet.cost.forward_rows}/{quiet.cost.forward_rows}" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.*tolerance=1e-12 was not reached:axplain.AxplainWarning")
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-4, 1e-12])
 def test_refining_costs_at_most_its_price(network: Make, draw: Make, tolerance: float) -> None:
     able = [name for name in axplain.methods() if (c := axplain.describe(name).composition) and c.refinement]

@@ -84,14 +84,13 @@ OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("form", OUTPUTS)
 @pytest.mark.parametrize("target", [None, 1])
-def test_every_form_of_output_gives_the_same_bits(
-    case: Case, network: Make, draw: Make, form: str, target: Any
-) -> None:
+def test_every_form_of_output_gives_the_same_bits(case: Case, network: Make, draw: Make, target: Any) -> None:
     model, x = network(), draw(5, 4)
     expected = case(model, x, target=target).attributions
-    assert torch.equal(case(lambda x: OUTPUTS[form](model(x)), x, target=target).attributions, expected)
+    for form, wrap in OUTPUTS.items():
+        answer = case(lambda x, wrap=wrap: wrap(model(x)), x, target=target)
+        assert torch.equal(answer.attributions, expected), form
 
 
 def test_a_neuron_of_the_last_layer_is_the_output(case: Case, draw: Make) -> None:
@@ -161,8 +160,10 @@ def test_noise_around_a_method_is_the_mode_with_that_method_inside(noise_case: C
     model, x, case = network(), draw(5, 4), noise_case
     assert case.noise, "the fixture gives cases with a noise mode around"
     outside = case(model, x, target=1)
-    inner = {"use": case.method} | {k: v for k, v in case.arguments().items() if k in ("n_steps", "n_samples")}
-    baselines = {} if case.baseline == "none" else {"baselines": 0.1}
-    inside = axplain.explain(model, x, case.noise, target=1, seed=7, n_samples=3, stdev=0.1, inner=inner, **baselines)
+    arguments = case.arguments()
+    noise = {name: value for name, value in arguments.pop("noise").items() if name != "mode"}
+    inner = {"use": arguments.pop("method")}
+    inner |= {name: arguments.pop(name) for name in axplain.describe(case.method).parameters if name in arguments}
+    inside = axplain.explain(model, x, case.noise, target=1, inner=inner, **noise, **arguments)
     assert torch.equal(outside.attributions, inside.attributions)
     assert outside.parameters == inside.parameters and outside.cost == inside.cost

@@ -24,15 +24,15 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("target", [None, 1])
 def test_the_callers_grad_mode_does_not_matter(
-    case: Case, network: Make, draw: Make, unchanged: Make, context: str, target: Any
+    case: Case, network: Make, draw: Make, unchanged: Make, target: Any
 ) -> None:
     model, x = network(), draw(5, 4)
     expected = case(model, x, target=target).attributions
-    with CONTEXTS[context](), unchanged(model, x):
-        assert torch.equal(case(model, x, target=target).attributions, expected)
+    for name, context in CONTEXTS.items():
+        with context(), unchanged(model, x):
+            assert torch.equal(case(model, x, target=target).attributions, expected), name
 
 
 def test_everything_may_be_made_in_inference_mode(case: Case, network: Make, draw: Make, unchanged: Make) -> None:
@@ -109,16 +109,14 @@ MEMORY: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("kind", MEMORY)
-def test_the_memory_of_an_input_does_not_matter(
-    case: Case, network: Make, draw: Make, unchanged: Make, kind: str
-) -> None:
+def test_the_memory_of_an_input_does_not_matter(case: Case, network: Make, draw: Make, unchanged: Make) -> None:
     model, x = network(), draw(5, 4)
     expected = case(model, x, target=1, batch_size=3).attributions
-    other = MEMORY[kind](x)
-    with unchanged(model, other):
-        answer = case(model, other, target=1, batch_size=3).attributions
-    assert torch.equal(answer, expected) and not answer.requires_grad
+    for kind, make in MEMORY.items():
+        other = make(x)
+        with unchanged(model, other):
+            answer = case(model, other, target=1, batch_size=3).attributions
+        assert torch.equal(answer, expected) and not answer.requires_grad, kind
 
 
 def test_an_expanded_input_is_explained(case: Case, network: Make, draw: Make, unchanged: Make) -> None:
@@ -161,14 +159,13 @@ class InPlace(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["function", "module"])
-@pytest.mark.parametrize("target", [None, 1])
 def test_a_model_that_rectifies_its_input_in_place_is_explained_as_one_that_does_not(
-    case: Case, network: Make, draw: Make, unchanged: Make, form: str, target: Any
+    case: Case, network: Make, draw: Make, unchanged: Make, form: str
 ) -> None:
     net, x = network(), draw(5, 4)
-    expected = case(InPlace(net, "copy"), x, target=target, verify=False).attributions
-    model = InPlace(net, form)
-    for size in (3, "auto"):
+    model, plain = InPlace(net, form), InPlace(net, "copy")
+    for target, size in ((None, 3), (1, "auto")):
+        expected = case(plain, x, target=target, verify=False).attributions
         with unchanged(model, x):
             answer = case(model, x, target=target, verify=False, batch_size=size).attributions
         torch.testing.assert_close(answer, expected, rtol=1e-9, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The command line lists, shows and examines plugins without running one; says all that a spec says; fails in one line."""
+"""The command line lists, shows and examines plugins, and says all that a spec says; a failure is one line."""
 
 from __future__ import annotations
 
