@@ -155,16 +155,17 @@ def draw(x: Tensor, maps: dict[str, Tensor], seen: str) -> Figure:
     panels[0].imshow(colours.numpy(), interpolation="bicubic")
     for panel, values in zip(panels[1:], maps.values(), strict=True):
         draw_map(panel, values, colours.mean(2))
+    for panel, title in zip(panels, ["The picture", *maps], strict=True):
+        panel.set_title(title, fontsize=15)
+        panel.set_axis_off()
     notes = (
         ("0.3", f"The network sees: {seen}"),
         (RED, "Red pixels speak for this class,"),
         (BLUE, "blue pixels against it."),
         ("0.3", "Blurred by 1.4 pixels; full colour: the top 1 %"),
     )
-    for panel, title, (colour, note) in zip(panels, ["The picture", *maps], notes, strict=True):
-        panel.set_title(title, fontsize=15)
-        panel.text(0, -0.03, note, color=colour, fontsize=12.5, va="top", transform=panel.transAxes)
-        panel.set_axis_off()
+    for quarter, (colour, note) in enumerate(notes):
+        figure.text(0.01 + 0.247 * quarter, 0.025, note, color=colour, fontsize=12.5)
     return figure
 
 

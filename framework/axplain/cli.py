@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from axplain.discovery import catalog, describe
+from axplain.discovery import Broken, catalog, describe
 from axplain.errors import AxplainError, AxplainWarning, log
 from axplain.page import (
     EXPLAINS,
@@ -366,10 +366,9 @@ def _with_error(explanation: Explanation, feature: Feature) -> str:
     text = f"{feature.value:+.4g}"
     if explanation.standard_errors is None:
         return text
-    from axplain.explanation import flatten
-
-    errors = flatten(explanation.standard_errors, explanation.structure)
-    mine = dict(zip(explanation.structure.labels("x"), errors, strict=True))[feature.input]
+    structure = explanation.structure
+    errors = structure.unpack(explanation.standard_errors)
+    mine = dict(zip(structure.labels("x"), errors, strict=True))[feature.input]
     return f"{text} +- {float(mine[feature.example][feature.index]):.1g}"
 
 
@@ -391,10 +390,10 @@ def doctor(context: click.Context, load: bool) -> None:
     for kind, name in sorted(catalog().specs, key=lambda key: list(GROUPS).index(key[0])):
         counts.setdefault(catalog().specs[kind, name].distribution, Counter())[kind] += 1
     tally = {owner: ", ".join(f"{kind} {n}" for kind, n in kinds.items()) for owner, kinds in counts.items()}
-    _section("Plugins", [(_with_version(owner), text) for owner, text in tally.items()])
+    _section("Plugins", [(_with_version(owner), text) for owner, text in sorted(tally.items())])
     _section("Extras", [(extra, _extra_text(extra)) for extra in metadata("axplain").get_all("Provides-Extra", [])])
     faults = [(name, "is needed and not installed") for name, installed in needed.items() if not installed]
-    faults += [(broken.distribution, f"{broken.origin}: {broken.reason}") for broken in catalog().broken]
+    faults += [(broken.distribution, _reason(broken)) for broken in catalog().broken]
     faults += _orphans() + (_load_all() if load else [])
     _section("Broken", faults)
     loaded = f"; {len(catalog().modules)} plugins load" if load else "; --load imports every plugin, too"
@@ -445,6 +444,12 @@ def _extra_text(extra: str) -> str:
     if missing:
         return f"not installed, without {', '.join(missing)}: pip install 'axplain[{extra}]'"
     return "installed: " + ", ".join(f"{name} {installed}" for name, installed in needed.items())
+
+
+def _reason(broken: Broken) -> str:
+    """Return why a plugin is broken, one fault a line; most faults name the file themselves."""
+    reason = broken.reason if broken.origin in broken.reason else f"{broken.origin}: {broken.reason}"
+    return reason.replace("; ", "\n")
 
 
 def _orphans() -> list[tuple[str, str]]:

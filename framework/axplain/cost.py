@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from axplain.door import Question
     from axplain.parameters import Call
 
 
@@ -25,14 +24,18 @@ class Cost:
     bound: str = "exact"
 
 
-def planned_cost(asked: Question) -> Cost:
-    """Evaluate the cost formulas of a question."""
-    batch, references = asked.problem.batch, asked.problem.references
-    count = references.count if references else 0
-    forward, backward, bound = _rows(asked.call, batch, count, asked.tolerance)
-    check = _check_rows(asked, forward, batch, count)
-    if asked.call.innermost.spec.baseline == "reference" and count > 1:  # averaged over the set
-        forward, backward = forward * count, backward * count
+def planned_cost(
+    call: Call, batch: int, references: int, *, tolerance: float | None, verify: bool, predicts: bool
+) -> Cost:
+    """Evaluate the cost formulas of a call; `predicts` says that the target is the class yet to be predicted."""
+    forward, backward, bound = _rows(call, batch, references, tolerance)
+    checks = verify and call.claims_completeness
+    check = batch if checks or predicts else 0
+    if checks and references and tolerance is None:  # F(x) and F(x') of every noisy copy
+        copies = forward // _rows(call.innermost, batch, references, None)[0] if call.inner else 1
+        check += copies * batch * (1 + references)
+    if call.innermost.spec.baseline == "reference" and references > 1:  # averaged over the set
+        forward, backward = forward * references, backward * references
     return Cost(forward, backward, check, bound)
 
 
@@ -51,13 +54,3 @@ def _rows(call: Call, batch: int, references: int, tolerance: float | None) -> t
         rows = int(cost.refined_rows(names))
         return rows, rows, "upper"
     return int(cost.forward_rows(names)), int(cost.backward_rows(names)), bound
-
-
-def _check_rows(asked: Question, forward: int, batch: int, references: int) -> int:
-    """Bound the rows that predict the class, and those that check completeness: F(x) and F(x') of every noisy copy."""
-    checks = asked.verify and asked.call.claims_completeness
-    rows = batch if checks or asked.target is None else 0
-    if not checks or not references or asked.tolerance is not None:
-        return rows
-    copies = forward // _rows(asked.call.innermost, batch, references, None)[0] if asked.call.inner else 1
-    return rows + copies * batch * (1 + references)

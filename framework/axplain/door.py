@@ -166,7 +166,7 @@ def _inputs(x: Any, call: Call) -> tuple[Tensors, Structure]:
             "x", f"{type(x).__name__} came", "a tensor, a tuple of tensors or a dict of keyword inputs",
             f"For pictures, paths and the like pass modality=, one of: {', '.join(catalog().names('modality'))}.",
         )  # fmt: skip
-    items = (x,) if structure.kind == "tensor" else tuple(x.values() if structure.kind == "dict" else x)
+    items = structure.unpack(x)
     labels = structure.labels("x")
     for label, item in zip(labels, items, strict=True):
         _check_input(label, item, items[0], call)

@@ -57,7 +57,7 @@ class Explanation:
     @property
     def tensors(self) -> Tensors:
         """The attributions as a flat tuple, one tensor per input."""
-        return flatten(self.attributions, self.structure)
+        return self.structure.unpack(self.attributions)
 
     def __repr__(self) -> str:
         shapes = self.structure.pack([tuple(tensor.shape) for tensor in self.tensors])
@@ -100,10 +100,3 @@ class Explanation:
         from axplain.storage import load
 
         return load(Path(path))
-
-
-def flatten(packed: Any, structure: Structure) -> Tensors:
-    """Return one item per input, whatever the structure."""
-    if structure.kind == "dict":
-        return tuple(packed[name] for name in structure.names)
-    return tuple(packed) if structure.kind == "tuple" else (packed,)

@@ -120,7 +120,7 @@ def estimate(arguments: dict[str, Any]) -> Cost:
     """
     arguments.pop("progress")
     with plain_mode():
-        return planned_cost(_normalise(arguments))
+        return _planned(_normalise(arguments))
 
 
 def _explain(arguments: dict[str, Any]) -> Explanation:
@@ -129,7 +129,7 @@ def _explain(arguments: dict[str, Any]) -> Explanation:
     asked = _normalise(arguments)
     model = asked.problem.model
     warn_in_training(model.module)
-    planned = planned_cost(asked)
+    planned = _planned(asked)
     with ExitStack() as stack:
         callback = stack.enter_context(_progress(progress))
         engine = Engine(asked.batch_size, callback, planned.forward_rows)
@@ -151,6 +151,18 @@ def _normalise(arguments: dict[str, Any]) -> Question:
     if arguments["seed"] is None:
         arguments["seed"] = fresh_seed()
     return question(**arguments)
+
+
+def _planned(asked: Question) -> Cost:
+    references = asked.problem.references
+    return planned_cost(
+        asked.call,
+        asked.problem.batch,
+        references.count if references else 0,
+        tolerance=asked.tolerance,
+        verify=asked.verify,
+        predicts=asked.target is None,
+    )
 
 
 def _aim(asked: Question, engine: Engine) -> Problem:

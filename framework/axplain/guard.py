@@ -18,6 +18,11 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from axplain.errors import UnsupportedModel, warn
 
+_lock = threading.Lock()
+_users: Counter[tuple[int, str]] = Counter()  # calls that explain a model, by its id and how
+_evaluations: Counter[int] = Counter()  # passes that hold a model in evaluation mode, by its id
+_modes: dict[int, list[tuple[torch.nn.Module, bool]]] = {}  # the training flags that those passes put back
+
 
 @attrs.frozen(eq=False)
 class RandomStates:
@@ -138,24 +143,23 @@ class _Evaluating(torch.nn.Module):
         super().__init__()
         self.model = model
         self.training = False
-        self._lock = threading.Lock()
-        self._calls = 0
-        self._flags: list[tuple[torch.nn.Module, bool]] = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model; of several threads the first one switches the mode and the last one restores it."""
-        with self._lock:
-            self._calls += 1
-            if self._calls == 1:
-                self._flags = _training_flags(self.model)
+        """Call the model; of several threads the first one switches its mode and the last one restores it."""
+        model = id(self.model)
+        with _lock:
+            if not _evaluations[model]:
+                _modes[model] = _training_flags(self.model)
                 self.model.eval()
+            _evaluations[model] += 1
         try:
             return self.model(*args, **kwargs)
         finally:
-            with self._lock:
-                self._calls -= 1
-                if not self._calls:
-                    _set_training(self._flags)
+            with _lock:
+                _evaluations[model] -= 1
+                if not _evaluations[model]:
+                    _set_training(_modes.pop(model))
+                    del _evaluations[model]
 
 
 def evaluating(model: torch.nn.Module) -> torch.nn.Module:
@@ -164,10 +168,6 @@ def evaluating(model: torch.nn.Module) -> torch.nn.Module:
     The wrapper shares the model's parameters. Each pass switches the mode and restores it, also after an error.
     """
     return _Evaluating(model)
-
-
-_users: Counter[tuple[int, str]] = Counter()
-_lock = threading.Lock()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from axplain.cost import Cost
 from axplain.errors import ArgumentError
-from axplain.explanation import Explanation, flatten
+from axplain.explanation import Explanation
 from axplain.structure import Structure
 
 FORMAT: Final = "axplain-explanation-1"
@@ -43,7 +43,7 @@ def _lists(packed: Any, structure: Structure) -> Any:
     """Return tensors as nested lists, in a list, or in a dict by name where there are several."""
     if packed is None:
         return None
-    lists = [tensor.tolist() for tensor in flatten(packed, structure)]
+    lists = [tensor.tolist() for tensor in structure.unpack(packed)]
     return lists if structure.kind == "tuple" else structure.pack(lists)
 
 
@@ -58,7 +58,7 @@ def save(explanation: Explanation, path: Path) -> Path:
     for group in ("attributions", "standard_errors"):
         packed = getattr(explanation, group)
         if packed is not None:
-            tensors = flatten(packed, explanation.structure)
+            tensors = explanation.structure.unpack(packed)
             arrays |= {f"{group}.{name}": t for name, t in zip(explanation.structure.names, tensors, strict=True)}
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
     save_file(arrays, path, metadata={"format": FORMAT, "explanation": json.dumps(document)})

@@ -25,6 +25,12 @@ class Structure:
             return dict(zip(self.names, items, strict=True))
         return tuple(items) if self.kind == "tuple" else items[0]
 
+    def unpack(self, packed: Any) -> tuple[Any, ...]:
+        """Return one item per tensor, in order: the inverse of `pack`."""
+        if self.kind == "dict":
+            return tuple(packed[name] for name in self.names)
+        return tuple(packed) if self.kind == "tuple" else (packed,)
+
     def labels(self, argument: str) -> tuple[str, ...]:
         """Return how to write each item of an argument that mirrors `x`: x, x[1], x['pixels']."""
         if self.kind == "tensor":

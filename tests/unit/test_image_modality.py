@@ -24,8 +24,8 @@ def scaled(picture: Any) -> Tensor:
 
 @pytest.fixture
 def pixels() -> Any:
-    """A picture of 5 x 4 pixels, every value another one."""
-    return np.random.default_rng(0).permutation(240)[:60].reshape(5, 4, 3).astype("uint8")
+    """A picture of 4 rows of 5 pixels, every value another one."""
+    return np.random.default_rng(0).permutation(240)[:60].reshape(4, 5, 3).astype("uint8")
 
 
 @pytest.fixture
@@ -100,13 +100,13 @@ def test_a_grey_picture_reaches_the_transform_as_rgb(pixels: Any, model: torch.n
 
 
 def test_transparency_is_dropped(pixels: Any, model: torch.nn.Module) -> None:
-    transparent = np.concatenate([pixels, np.full((5, 4, 1), 9, "uint8")], axis=-1)
+    transparent = np.concatenate([pixels, np.full((4, 5, 1), 9, "uint8")], axis=-1)
     assert torch.equal(attributions(model, transparent), expected(model, encoded(pixels)))
 
 
 def test_a_transform_may_return_a_batch_of_one(pixels: Any, model: torch.nn.Module) -> None:
     batched = attributions(model, [pixels, pixels], lambda picture: scaled(picture)[None])
-    assert batched.shape == (2, 3, 5, 4)
+    assert batched.shape == (2, 3, 4, 5)
     torch.testing.assert_close(batched[:1], expected(model, encoded(pixels)))
 
 
@@ -159,13 +159,13 @@ def test_an_unknown_parameter_is_named(pixels: Any, model: torch.nn.Module) -> N
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda pixels: pixels.astype("float32"), r"ndarray of float32, shape \(5, 4, 3\)"),
+        (lambda pixels: pixels.astype("float32"), r"ndarray of float32, shape \(4, 5, 3\)"),
         (lambda pixels: pixels > 9, r"of bool"),
-        (lambda pixels: torch.tensor(pixels).float(), r"Tensor of torch.float32.*needs no modality"),
-        (lambda pixels: pixels.transpose(2, 0, 1), r"shape \(3, 5, 4\).*\(height, width, 3 or 4\)"),
-        (lambda pixels: pixels[..., :1], r"shape \(5, 4, 1\)"),
-        (lambda pixels: pixels[None], r"shape \(1, 5, 4, 3\)"),
-        (lambda pixels: pixels[:0], r"shape \(0, 4, 3\)"),
+        (lambda pixels: torch.tensor(pixels).float(), r"Tensor of float32.*needs no modality"),
+        (lambda pixels: pixels.transpose(2, 0, 1), r"shape \(3, 4, 5\).*\(height, width, 3 or 4\)"),
+        (lambda pixels: pixels[..., :1], r"shape \(4, 5, 1\)"),
+        (lambda pixels: pixels[None], r"shape \(1, 4, 5, 3\)"),
+        (lambda pixels: pixels[:0], r"shape \(0, 5, 3\)"),
         (lambda pixels: (pixels, pixels), r"tuple came.*go in a list"),
         (lambda pixels: 7, r"int came"),
         (lambda pixels: None, r"NoneType came"),
@@ -185,7 +185,7 @@ def test_a_fault_in_a_list_names_its_place(pixels: Any, model: torch.nn.Module) 
 
 
 def test_an_empty_list_is_refused(model: torch.nn.Module) -> None:
-    with pytest.raises(axplain.ArgumentError, match="^x: an empty list"):
+    with pytest.raises(axplain.ArgumentError, match=r"^x: an empty list"):
         attributions(model, [])
 
 
@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_read_is_named(fault: str, pixels: Any, model: tor
 def test_sixteen_bits_a_channel_are_refused_and_not_clipped_to_white(
     as_file: bool, model: torch.nn.Module, tmp_path: Path
 ) -> None:
-    deep = PIL_Image.fromarray((np.arange(20, dtype="uint16") * 3000).reshape(5, 4))
+    deep = PIL_Image.fromarray((np.arange(20, dtype="uint16") * 3000).reshape(4, 5))
     path = tmp_path / "deep.png"
     deep.save(path)
     with pytest.raises(axplain.ArgumentError, match=r"^x: a picture of mode 'I;16' came; expected 8 bits"):
@@ -223,10 +223,10 @@ def test_sixteen_bits_a_channel_are_refused_and_not_clipped_to_white(
 def test_pictures_of_different_sizes_need_a_transform_that_makes_them_equal(
     pixels: Any, model: torch.nn.Module
 ) -> None:
-    pictures = [pixels, pixels[:4]]
-    with pytest.raises(axplain.ArgumentError, match=r"^modality: .*\(3, 4, 4\) for x\[1\].*\(3, 5, 4\).*Resize"):
+    pictures = [pixels, pixels[:3]]
+    with pytest.raises(axplain.ArgumentError, match=r"^modality: .*\(3, 3, 5\) for x\[1\].*\(3, 4, 5\).*Resize"):
         attributions(model, pictures)
-    resized = attributions(model, pictures, lambda picture: scaled(picture.resize((4, 5))))
+    resized = attributions(model, pictures, lambda picture: scaled(picture.resize((5, 4))))
     torch.testing.assert_close(resized[:1], expected(model, encoded(pixels)))
 
 
@@ -234,8 +234,8 @@ def test_pictures_of_different_sizes_need_a_transform_that_makes_them_equal(
     ("transform", "what"),
     [
         (lambda picture: np.array(picture), "ndarray"),
-        (lambda picture: scaled(picture)[0], r"\(5, 4\)"),
-        (lambda picture: torch.stack([scaled(picture)] * 2), r"\(2, 3, 5, 4\)"),
+        (lambda picture: scaled(picture)[0], r"\(4, 5\)"),
+        (lambda picture: torch.stack([scaled(picture)] * 2), r"\(2, 3, 4, 5\)"),
     ],
     ids=["array", "no channels", "batch of two"],
 )

@@ -1,4 +1,4 @@
-"""Files and words of a command line become the values that a Python call would have, or an error that names the option."""
+"""Files and words of a command line become the values of a Python call, or an error that names the option."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def test_a_standard_deviation_that_does_not_fit_is_refused(stdev: Any, named: st
     x = (torch.zeros(1, 3), torch.zeros(1, 3))
     with pytest.raises(axplain.ArgumentError, match=f"^stdev: {named}"):
         axplain.explain(lambda a, b: (a + b).sum(1), x, "smoothgrad", stdev=stdev)
-    with pytest.raises(axplain.ArgumentError, match="^stdev: "):
+    with pytest.raises(axplain.ArgumentError, match=r"^stdev: "):
         axplain.explain(lambda a, b: (a + b).sum(1), x, "saliency", noise={"mode": "vargrad", "stdev": stdev})
 
 
