@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-
 from tests.benchmarks.methods import ours
 from tests.benchmarks.models import Counted
 from tests.benchmarks.workloads import Bench, Contender
-
 
 #: One measurement repeats its call until it lasts about this long, so that the clock's grain does not show.
 LEAST_SECONDS: Final = 0.03

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Final
 
 import torch
-
 from tests.benchmarks.methods import IntegratedGradients, gradient, nodes_and_weights, ours
 from tests.benchmarks.models import build, examples
 from tests.benchmarks.workloads import WORKLOADS, Bench, Contender, Workload, prepare
-
 
 MIB: Final = 2**20
 ROOT: Final = Path(__file__).parents[2]

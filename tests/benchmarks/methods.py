@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import axplain
 
-
 TARGET: Final = 3
 STDEV: Final = 0.15
 
@@ -77,7 +76,7 @@ class Saliency:
         return {"method": "saliency"}
 
     def bare(self, model: nn.Module, x: Tensor, chunk: int) -> Tensor:
-        return torch.cat([gradient(model, rows.clone()).abs_() for rows in x.split(chunk)])
+        return torch.cat([gradient(model, rows.clone()).abs_() for rows in torch.split(x, chunk)])
 
     def captum(self, model: nn.Module, x: Tensor, chunk: int | None) -> Any:
         return captum.attr.Saliency(model).attribute(x, target=TARGET)
@@ -95,7 +94,7 @@ class InputXGradient:
         return {"method": "input_x_gradient"}
 
     def bare(self, model: nn.Module, x: Tensor, chunk: int) -> Tensor:
-        return torch.cat([gradient(model, rows.clone()) * rows for rows in x.split(chunk)])
+        return torch.cat([gradient(model, rows.clone()) * rows for rows in torch.split(x, chunk)])
 
     def captum(self, model: nn.Module, x: Tensor, chunk: int | None) -> Any:
         return captum.attr.InputXGradient(model).attribute(x, target=TARGET)
@@ -120,12 +119,12 @@ class IntegratedGradients:
         return {"method": "integrated_gradients", "n_steps": self.rows}
 
     def bare(self, model: nn.Module, x: Tensor, chunk: int) -> Tensor:
-        return torch.cat([self._block(model, block, max(chunk // len(block), 1)) for block in x.split(chunk)])
+        return torch.cat([self._block(model, block, max(chunk // len(block), 1)) for block in torch.split(x, chunk)])
 
     def _block(self, model: nn.Module, x: Tensor, steps: int) -> Tensor:
         nodes, weights = nodes_and_weights(self.rows)
         total = torch.zeros_like(x)
-        for node, weight in zip(nodes.split(steps), weights.split(steps), strict=True):
+        for node, weight in zip(torch.split(nodes, steps), torch.split(weights, steps), strict=True):
             rows = gradient(model, (node.view(-1, *[1] * x.ndim) * x).flatten(0, 1))
             total += (weight @ rows.view(len(node), -1)).view_as(x)
         return total * x
@@ -148,7 +147,7 @@ class GradientShap:
         return {"method": "gradient_shap", "n_samples": self.rows, "baselines": self.baselines}
 
     def bare(self, model: nn.Module, x: Tensor, chunk: int) -> Tensor:
-        return torch.cat([self._block(model, block, max(chunk // len(block), 1)) for block in x.split(chunk)])
+        return torch.cat([self._block(model, block, max(chunk // len(block), 1)) for block in torch.split(x, chunk)])
 
     def _block(self, model: nn.Module, x: Tensor, samples: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -99,7 +99,7 @@ class Counted(nn.Module):
         self.forward_rows += len(x)
         self.largest = max(self.largest, len(x))
         if x.requires_grad:
-            x.register_hook(self._backward)
+            x.register_hook(self._backward)  # type: ignore[no-untyped-call]
         return self.model(x)
 
     def _backward(self, gradient: Tensor) -> None:

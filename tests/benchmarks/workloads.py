@@ -7,10 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from torch import Tensor, nn
-
-from tests.benchmarks.methods import GradientShap, InputXGradient, IntegratedGradients, Method, Saliency, SmoothGrad, ours
+from tests.benchmarks.methods import (
+    GradientShap,
+    InputXGradient,
+    IntegratedGradients,
+    Method,
+    Saliency,
+    SmoothGrad,
+    ours,
+)
 from tests.benchmarks.models import MODELS, build, examples
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

@@ -368,6 +368,34 @@ def test_completeness_of_the_method_inside_is_inherited() -> None:
         assert axplain.explain(model, x, mode, inner="integrated_gradients").delta is None
 
 
+def test_a_set_of_baselines_inside_noise_is_averaged_for_every_copy() -> None:
+    model, x, rows = _network(), _seeded(3, 4), _seeded(4, 4, seed=2)
+    arguments: dict[str, Any] = {"noise": {"mode": "smoothgrad", "n_samples": 5, "stdev": 0.3}, "n_steps": 64}
+    each = [axplain.explain(model, x, baselines=row[None], **arguments) for row in rows]
+    found = axplain.explain(model, x, baselines=axplain.distribution(rows), **arguments)
+    mean = torch.stack([part.attributions for part in each]).mean(0)
+    torch.testing.assert_close(found.attributions, mean, rtol=0, atol=1e-14)
+    assert found.delta is not None
+    assert float(found.delta.abs().max()) < 1e-13
+
+
+def test_the_class_that_is_explained_is_that_of_the_clean_input() -> None:
+    """Not that of each copy, which noise of this size changes."""
+    rows, x = _seeded(3, 4, seed=1), 0.1 * _seeded(6, 4)
+
+    def model(features: Tensor) -> Tensor:
+        return (features @ rows.T).softmax(1)
+
+    predicted = model(x).argmax(1)
+    changed = model(_copies(x, n_samples=10, stdev=2.0).flatten(0, 1)).argmax(1) != predicted.repeat(10)
+    assert float(changed.double().mean()) > 0.3
+    noise = {"mode": "smoothgrad", "n_samples": 10, "stdev": 2.0}
+    found = axplain.explain(model, x, "input_x_gradient", noise=noise)
+    asked = axplain.explain(model, x, "input_x_gradient", noise=noise, target=predicted)
+    assert found.target == predicted.tolist()
+    torch.testing.assert_close(found.attributions, asked.attributions, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_rows_are_samples_times_those_of_the_method_inside(mode: str) -> None:
     model, x = _network(), _seeded(3, 4)

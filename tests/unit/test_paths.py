@@ -417,6 +417,17 @@ def test_gradient_shap_is_unbiased_and_its_standard_errors_are_honest() -> None:
     assert float((z.abs() > 1.96).double().mean()) == pytest.approx(0.05, abs=0.025)
 
 
+def test_the_residual_of_gradient_shap_is_against_the_rows_that_were_drawn() -> None:
+    """Of a linear model every sample is complete, so nothing is left, however few rows were drawn."""
+    weight, x, rows = _seeded(4, seed=1), _seeded(2, 4, seed=2), _seeded(9, 4, seed=3)
+    found = axplain.explain(lambda features: features @ weight, x, "gradient_shap", baselines=rows, n_samples=4)
+    assert found.delta is not None and found.difference is not None
+    _close(found.delta, torch.zeros(2).double(), 1e-13)
+    drawn = x - found.attributions / weight  # the mean of the four
+    _close(found.difference, (x - drawn) @ weight)
+    assert float((drawn - rows.mean(0)).abs().max()) > 0.05, "four draws are not the whole set"
+
+
 def test_one_sample_has_no_standard_error() -> None:
     found = axplain.explain(_network(nn.Tanh(), 1), _seeded(2, 4), "gradient_shap", baselines=0, n_samples=1)
     assert found.standard_errors is None
