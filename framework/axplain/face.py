@@ -131,7 +131,7 @@ def _explain(arguments: dict[str, Any]) -> Explanation:
     warn_in_training(model.module)
     planned = _planned(asked)
     with ExitStack() as stack:
-        callback = stack.enter_context(_progress(progress))
+        callback = stack.enter_context(_progress(progress, asked.call.spec.name))
         engine = Engine(asked.batch_size, callback, planned.forward_rows)
         stack.enter_context(occupied(model.function, isinstance(asked.target, NeuronTarget)))
         stack.enter_context(untouched(model.module, asked.problem.device))
@@ -139,7 +139,7 @@ def _explain(arguments: dict[str, Any]) -> Explanation:
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
         outcome = run_method(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
         if callback:
-            callback(planned.forward_rows, planned.forward_rows)
+            callback(engine.count.forward, engine.count.forward)  # the plan may have been an upper bound
     explanation = _explanation(asked, problem, outcome, engine, planned.bound, time.perf_counter() - started)
     _judge(asked, outcome, explanation)
     registry().plugins.hook.axplain_after_explain(call=asked.call, explanation=explanation)
@@ -179,7 +179,7 @@ def _aim(asked: Question, engine: Engine) -> Problem:
 
 
 @contextmanager
-def _progress(wanted: bool | Callable[[int, int], None]) -> Iterator[Callable[[int, int], None] | None]:
+def _progress(wanted: bool | Callable[[int, int], None], label: str) -> Iterator[Callable[[int, int], None] | None]:
     """Turn `progress=` into a callback; the bar is closed whatever happens."""
     if callable(wanted):
         yield wanted
@@ -190,7 +190,7 @@ def _progress(wanted: bool | Callable[[int, int], None]) -> Iterator[Callable[[i
     else:
         from tqdm.auto import tqdm
 
-        with tqdm(unit="row") as bar:
+        with tqdm(desc=label, unit=" rows") as bar:
 
             def show(done: int, total: int) -> None:
                 bar.total = total

@@ -17,9 +17,8 @@ from typing import Final
 import torch
 from tests.benchmarks import report
 from tests.benchmarks.chunks import SIZES, chunk_seconds
-from tests.benchmarks.measurement import best_chunk, count_rows, disagreement, interleave
+from tests.benchmarks.measurement import best_chunk, inspect, interleave
 from tests.benchmarks.memory import STEPS, peak_growth
-from tests.benchmarks.methods import ours
 from tests.benchmarks.workloads import WORKLOADS, Contender, Workload, prepare
 
 OUTPUT: Final = Path(__file__).parent / "output"
@@ -55,12 +54,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="workloads whose name contains NAME; may be repeated"
     )
-    parser.add_argument("--seconds", type=float, help="time for the rounds of one workload (default 20, quick 2)")
+    parser.add_argument("--seconds", type=float, help="time for the rounds of one workload (default 20, quick 1.5)")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory")
     parser.add_argument("--chunks", action="store_true", help='also compare batch_size="auto" with fixed sizes')
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the CSV files")
     options = parser.parse_args(arguments)
-    options.seconds = options.seconds or (2.0 if options.quick else 20.0)
+    options.seconds = options.seconds or (1.5 if options.quick else 20.0)
     return options
 
 
@@ -70,19 +69,19 @@ def _wanted(name: str, only: Sequence[str] | None) -> bool:
 
 def _measure(workload: Workload, options: argparse.Namespace) -> report.Result:
     bench, method = prepare(workload), workload.method
-    sizes = workload.chunks()[-1:] if options.quick and workload.heavy else workload.chunks()
+    sizes = workload.chunks(few=options.quick)
+    turns = 1 if options.quick else 3
     _tell(f"{workload.name}: chunk sizes")
-    chunk = best_chunk(bench, bench.bare, sizes)
+    chunk = best_chunk(bench, bench.bare, sizes, turns)
     contenders: list[Contender] = [bench.bare(chunk), bench.ours(), bench.captum()]
     if method.captum_chunks:
-        contenders.append(bench.captum(best_chunk(bench, bench.captum, sizes)))
+        contenders.append(bench.captum(best_chunk(bench, bench.captum, sizes, turns)))
     if not options.quick:
         contenders.append(bench.ours(renew=True))
     _tell(f"{workload.name}: rounds")
-    times = interleave(bench, contenders, options.seconds, most=5 if workload.heavy else 40)
+    times = interleave(bench, contenders, options.seconds, (3, 5 if workload.heavy else 40))
     _tell(f"{workload.name}: rows")
-    rows = count_rows(bench, lambda model: ours(method, model, bench.x))
-    return report.Result(workload, times, rows, disagreement(bench, chunk))
+    return report.Result(workload, times, *inspect(bench, chunk))
 
 
 def _memory(results: Sequence[report.Result], options: argparse.Namespace) -> None:

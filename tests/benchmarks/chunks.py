@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tests.benchmarks.methods import IntegratedGradients, ours
-from tests.benchmarks.models import Counted, build, examples
+from tests.benchmarks.models import build, counting, examples
 
 #: Model -> steps, and the sizes to try.
 SIZES: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
@@ -35,6 +35,7 @@ def chunk_seconds(name: str, rounds: int, tell: Callable[[str], None]) -> dict[s
 
 
 def _taken(name: str, steps: int) -> int:
-    counted = Counted(build(name)).eval()
-    ours(IntegratedGradients(steps), counted, examples(name, 1))
-    return counted.largest
+    model = build(name)
+    with counting(model) as rows:
+        ours(IntegratedGradients(steps), model, examples(name, 1))
+    return rows.largest

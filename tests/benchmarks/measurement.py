@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from tests.benchmarks.methods import ours
-from tests.benchmarks.models import Counted
+from tests.benchmarks.models import Rows, counting
 from tests.benchmarks.workloads import Bench, Contender
 
 #: One measurement repeats its call until it lasts about this long, so that the clock's grain does not show.
@@ -51,57 +50,60 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return first, second, third
 
 
-def interleave(bench: Bench, contenders: Sequence[Contender], seconds: float, most: int) -> dict[str, Times]:
-    """Time every contender once per round, each round beginning with another one, for about `seconds` in all."""
+def interleave(
+    bench: Bench, contenders: Sequence[Contender], seconds: float, rounds: tuple[int, int]
+) -> dict[str, Times]:
+    """Time every contender once per round, each round beginning with another one, for about `seconds` in all.
+
+    `rounds`: the least and the most of them.
+    """
+    ours(bench.workload.method, bench.model, bench.x)  # measures the model's memory, once
     repeats = [_repeats(bench, contender) for contender in contenders]
     taken: list[list[tuple[float, float]]] = [[] for _ in contenders]
-    began, rounds = time.perf_counter(), 0
-    while rounds < most and (not rounds or (time.perf_counter() - began) * (1 + 1 / rounds) < seconds):
+    began, (least, most) = time.perf_counter(), rounds
+    for done in range(most):
+        if done >= least and (time.perf_counter() - began) * (done + 1) / done > seconds:
+            break
         for turn in range(len(contenders)):
-            position = (turn + rounds) % len(contenders)
+            position = (turn + done) % len(contenders)
             taken[position].append(_seconds(bench, contenders[position], repeats[position]))
-        rounds += 1
     return {
         contender.name: Times(contender, *(tuple(kind) for kind in zip(*pairs, strict=True)))
         for contender, pairs in zip(contenders, taken, strict=True)
     }
 
 
-def best_chunk(bench: Bench, make: Callable[[int], Contender], sizes: Sequence[int]) -> int:
-    """Return the size with the least CPU time: the best of three turns, of one where a turn is long."""
+def best_chunk(bench: Bench, make: Callable[[int], Contender], sizes: Sequence[int], turns: int) -> int:
+    """Return the size with the least CPU time, the least of some turns; heavy workloads get one turn."""
     if len(sizes) == 1:
         return sizes[0]
     least = dict.fromkeys(sizes, float("inf"))
-    repeats = {size: 1 if bench.workload.heavy else _repeats(bench, make(size)) for size in sizes}
-    for _ in range(1 if bench.workload.heavy else 3):
+    repeats = {size: _repeats(bench, make(size)) for size in sizes}
+    for _ in range(1 if bench.workload.heavy else turns):
         for size in sizes:
             least[size] = min(least[size], _seconds(bench, make(size), repeats[size])[0])
     return min(sizes, key=least.__getitem__)
 
 
-def count_rows(bench: Bench, run: Callable[[torch.nn.Module], object]) -> Counted:
-    """Return the rows of one call, counted at the model, after a first call has measured what it measures once."""
-    counted = Counted(bench.model).eval()
-    run(counted)
-    counted.clear()
-    run(counted)
-    return counted
+def inspect(bench: Bench, chunk: int) -> tuple[Rows, float | None]:
+    """Return the rows of one more axplain call, counted at the model, and how far its answer is from the bare loop's.
 
-
-def disagreement(bench: Bench, chunk: int) -> float | None:
-    """Return the largest difference to the bare loop, as a fraction of its largest value; None for sampled methods."""
+    The difference is a fraction of the largest value; methods that draw random numbers have none.
+    """
     method = bench.workload.method
+    with counting(bench.model) as rows:
+        answer = ours(method, bench.model, bench.x)
     if method.sampled:
-        return None
+        return rows, None
     expected = method.bare(bench.model, bench.x, chunk)
-    return float((ours(method, bench.model, bench.x) - expected).abs().max() / expected.abs().max())
+    return rows, float((answer - expected).abs().max() / expected.abs().max())
 
 
 def _repeats(bench: Bench, contender: Contender) -> int:
-    """Warm up, then say how often one measurement calls."""
-    _seconds(bench, contender, 1)
+    """Warm up, then say how often one measurement calls; a heavy call warms itself up."""
     if bench.workload.heavy:
         return 1
+    _seconds(bench, contender, 1)
     once = _seconds(bench, contender, 1)[0]
     return max(1, min(MOST_REPEATS, round(LEAST_SECONDS / max(once, 1e-6))))
 

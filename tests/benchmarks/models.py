@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -83,24 +85,32 @@ def examples(name: str, count: int, seed: int = 1) -> Tensor:
     return torch.randn(count, *MODELS[name][1], generator=generator)
 
 
-class Counted(nn.Module):
-    """A model that counts the rows that go forward and backward through it, and its largest pass."""
+@dataclass
+class Rows:
+    """Rows that went forward and backward through a model, and the rows of its largest pass."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.clear()
+    forward: int = 0
+    backward: int = 0
+    largest: int = 0
 
-    def clear(self) -> None:
-        """Count from zero."""
-        self.forward_rows = self.backward_rows = self.largest = 0
 
-    def forward(self, x: Tensor) -> Any:
-        self.forward_rows += len(x)
-        self.largest = max(self.largest, len(x))
+@contextmanager
+def counting(model: nn.Module) -> Iterator[Rows]:
+    """Count the rows of every pass of a model that takes one tensor."""
+    rows = Rows()
+
+    def see_gradient(gradient: Tensor) -> None:
+        rows.backward += len(gradient)
+
+    def see_input(module: nn.Module, arguments: tuple[Tensor]) -> None:
+        (x,) = arguments
+        rows.forward += len(x)
+        rows.largest = max(rows.largest, len(x))
         if x.requires_grad:
-            x.register_hook(self._backward)  # type: ignore[no-untyped-call]
-        return self.model(x)
+            x.register_hook(see_gradient)  # type: ignore[no-untyped-call]
 
-    def _backward(self, gradient: Tensor) -> None:
-        self.backward_rows += len(gradient)
+    handle = model.register_forward_pre_hook(see_input)
+    try:
+        yield rows
+    finally:
+        handle.remove()

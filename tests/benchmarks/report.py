@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from tests.benchmarks.measurement import Times, quartiles
-from tests.benchmarks.models import Counted
+from tests.benchmarks.models import Rows
 from tests.benchmarks.workloads import Workload
 
 #: What `explain` may cost beyond the bare loop: 10 % of it, and this many seconds per call.
@@ -33,7 +33,7 @@ class Result:
 
     workload: Workload
     times: Mapping[str, Times]
-    rows: Counted
+    rows: Rows
     difference: float | None
 
     @property
@@ -76,7 +76,7 @@ def _times_line(result: Result) -> tuple[str, ...]:
     best = result.times.get("captum best")
     return (
         result.workload.name,
-        f"{result.rows.forward_rows}+{result.rows.backward_rows}",
+        f"{result.rows.forward}+{result.rows.backward}",
         f"{middle(bare.cpu) * 1e3:.2f}",
         f"({bare.contender.chunk})",
         f"{median:.2f}x",
@@ -142,7 +142,7 @@ def write_times(path: Path, results: Sequence[Result]) -> None:
 
 def _figures(result: Result, times: Times) -> list[Any]:
     rows, bare = result.rows, result.bare
-    own = [rows.forward_rows, rows.backward_rows, rows.largest, result.difference]
+    own = [rows.forward, rows.backward, rows.largest, result.difference]
     ratios = [*quartiles(times.ratios(bare)), middle(times.wall_ratios(bare))]
     figures = [middle(times.cpu) * 1e3, middle(times.wall) * 1e3, *ratios, times.over(bare) * 1e3]
     return [

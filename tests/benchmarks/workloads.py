@@ -40,9 +40,11 @@ class Workload:
         """Whether a single run takes about a second or more."""
         return self.model == "resnet18" and self.rows > 4
 
-    def chunks(self) -> list[int]:
-        """Return the chunk sizes worth trying."""
-        return sorted({min(size, self.rows) for size in MODELS[self.model][2]})
+    def chunks(self, *, few: bool) -> list[int]:
+        """Return the chunk sizes worth trying: every other one, or one for a heavy model, if they shall be few."""
+        sizes = MODELS[self.model][2]
+        chosen = sizes if not few else sizes[1:2] if self.heavy else sizes[::2]
+        return sorted({min(size, self.rows) for size in chosen})
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,17 @@ def _set(model: str) -> Tensor:
 WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("saliency_mlp20_b1", "mlp20", 1, Saliency()),
     Workload("saliency_cnn28_b1", "cnn28", 1, Saliency()),
-    Workload("saliency_cnn28_b16", "cnn28", 16, Saliency()),
+    Workload("saliency_cnn28_b16", "cnn28", 16, Saliency(), quick=False),
     Workload("saliency_resnet18_b1", "resnet18", 1, Saliency()),
-    Workload("ixg_mlp20_b1", "mlp20", 1, InputXGradient()),
+    Workload("ixg_mlp20_b1", "mlp20", 1, InputXGradient(), quick=False),
     Workload("ixg_cnn28_b16", "cnn28", 16, InputXGradient()),
-    Workload("ixg_resnet18_b1", "resnet18", 1, InputXGradient()),
+    Workload("ixg_resnet18_b1", "resnet18", 1, InputXGradient(), quick=False),
     Workload("ig50_mlp20_b1", "mlp20", 1, IntegratedGradients(50)),
     Workload("ig50_mlp100_b16", "mlp100", 16, IntegratedGradients(50)),
     Workload("ig50_cnn28_b1", "cnn28", 1, IntegratedGradients(50)),
     Workload("ig200_cnn28_b4", "cnn28", 4, IntegratedGradients(200)),
-    Workload("ig50_resnet18_b1", "resnet18", 1, IntegratedGradients(50)),
+    Workload("ig10_resnet18_b1", "resnet18", 1, IntegratedGradients(10)),
+    Workload("ig50_resnet18_b1", "resnet18", 1, IntegratedGradients(50), quick=False),
     Workload("gradshap50_mlp20_b1", "mlp20", 1, GradientShap(50, _set("mlp20"))),
     Workload("gradshap50_cnn28_b8", "cnn28", 8, GradientShap(50, _set("cnn28"))),
     Workload("gradshap20_resnet18_b1", "resnet18", 1, GradientShap(20, _set("resnet18")), quick=False),

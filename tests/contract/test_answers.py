@@ -176,6 +176,7 @@ def test_top_gives_the_largest_magnitudes_over_all_inputs(case: Case, network: M
     x = (draw(3, 2), draw(3, 2, 2, key=1))
     model = network(features=6)
     answer = case(lambda a, b: model(a, b.flatten(1)), x, target=1)
+    everything: dict[tuple[str, tuple[int, ...]], float]
     everything = {("x[0]", (i,)): float(answer.attributions[0][2, i]) for i in range(2)}
     everything |= {("x[1]", (i, j)): float(answer.attributions[1][2, i, j]) for i in range(2) for j in range(2)}
     ranked = sorted(everything, key=lambda place: -abs(everything[place]))

@@ -80,7 +80,7 @@ def model_for(scenario: Any, network: Make, dtype: torch.dtype) -> Any:
 def test_chunk_size_does_not_matter(case: Case, network: Make, draw: Make, scenario: Any, dtype: torch.dtype) -> None:
     model, asked = model_for(scenario, network, dtype), scenario(case, draw, dtype)
     whole = case(model, **asked, batch_size=10_000)
-    for size in SIZES if dtype == torch.float64 else (1, BATCH - 1, "auto"):
+    for size in SIZES if dtype == torch.float64 and scenario is not plain else (1, BATCH - 1, "auto"):
         parts = case(model, **asked, batch_size=size)
         check_close(parts.attributions, whole.attributions, dtype, f"batch_size={size}")
         assert parts.cost.forward_rows == whole.cost.forward_rows and parts.target == whole.target

@@ -142,7 +142,8 @@ def test_refining_costs_at_most_its_price(network: Make, draw: Make, tolerance: 
     assert "integrated_gradients" in able
     x = draw(BATCH, 4)
     for name in able:
-        counter, given = Counter(network()), {"target": 1, "tolerance": tolerance, "batch_size": 7, "max_steps": 60}
+        counter = Counter(network())
+        given: dict[str, Any] = {"target": 1, "tolerance": tolerance, "batch_size": 7, "max_steps": 60}
         answer = axplain.explain(counter, x, name, **given)
         price = axplain.estimate(counter.model, x, name, **given)
         assert price.bound == answer.cost.bound == "upper"

@@ -81,9 +81,9 @@ def test_a_drawn_seed_does_not_follow_the_global_generators(network: Make, draw:
 def test_samples_differ_from_one_another(seeded_case: Case, network: Make, draw: Make) -> None:
     """A method that drew every sample alike would have no spread and would not change with their number."""
     model, x = network(), draw(5, 4)
-    if seeded_case.noise:
-        few, many = ({"noise": {"mode": seeded_case.noise, "stdev": 0.1, "n_samples": n}} for n in (2, 4))
-    else:
-        few, many = {"n_samples": 2}, {"n_samples": 4}
-    answers = [seeded_case(model, x, target=1, **given).attributions for given in (few, many)]
+    answers = []
+    for n in (2, 4):
+        samples: dict[str, Any] = {"n_samples": n}
+        given = {"noise": {"mode": seeded_case.noise, "stdev": 0.1, **samples}} if seeded_case.noise else samples
+        answers.append(seeded_case(model, x, target=1, **given).attributions)
     assert bool((answers[0] != answers[1]).any(1).all())

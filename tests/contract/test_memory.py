@@ -119,7 +119,7 @@ def test_gradients_of_earlier_passes_are_let_go(case: Case, network: Make, draw:
     def watching(x: Tensor) -> Any:
         alive.append(sum(reference() is not None for reference in gradients))
         if x.requires_grad:
-            x.register_hook(lambda gradient: gradients.append(weakref.ref(gradient)))
+            x.register_hook(lambda gradient: gradients.append(weakref.ref(gradient)))  # type: ignore[no-untyped-call]
         return model(x)
 
     answer = case(watching, x, target=1, batch_size=1, verify=False)

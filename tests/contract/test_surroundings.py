@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-import axplain
 
 if TYPE_CHECKING:
     from tests.contract.conftest import Case
@@ -48,7 +45,8 @@ def test_everything_may_be_made_in_inference_mode(case: Case, network: Make, dra
                 forward_kwargs={"offset": offset, "gain": gain},
                 verify=False,
             )
-        return answer.attributions
+        attributions: Tensor = answer.attributions
+        return attributions
 
     model = network()
     expected = ask(model)
@@ -66,12 +64,37 @@ def test_what_a_model_keeps_from_a_call_does_not_break_its_training(case: Case, 
     def model(x: Tensor) -> Tensor:
         if "table" not in kept:
             kept["table"] = torch.ones(3, dtype=torch.float64) * 2
-        return net(x) * kept["table"] * net.last.bias
+        out: Tensor = net(x) * kept["table"] * net.last.bias
+        return out
 
     with torch.inference_mode():
         case(model, x, target=1)
-    model(x).sum().backward()
+    torch.autograd.backward(model(x).sum())
     assert net.last.bias.grad is not None
+
+
+def test_the_default_device_does_not_matter(case: Case, network: Make, draw: Make, unchanged: Make) -> None:
+    """Everything lies where the inputs are, though new tensors would be made elsewhere."""
+    model, x, baselines = network(), draw(5, 4), draw(1, 4, key=1)
+    given = {"target": [2, 0, 1, 1, 0], "baselines": baselines, "verify": True, "batch_size": 3}
+    expected = case(model, x, **given)
+    with torch.device("meta"), unchanged(model, x, baselines):
+        answer = case(model, x, **given)
+        predicted = case(model, x)
+    assert torch.equal(answer.attributions, expected.attributions) and predicted.attributions.device == x.device
+
+
+def test_a_call_may_be_made_from_the_progress_of_another(case: Case, network: Make, draw: Make) -> None:
+    model, x = network(), draw(5, 4)
+    expected = case(model, x, target=1, batch_size=2).attributions
+    inner: list[Tensor] = []
+
+    def ask(done: int, total: int) -> None:
+        inner.append(case(model, x, target=1, batch_size=2).attributions)
+
+    outer = case(model, x, target=1, batch_size=64, progress=ask).attributions
+    torch.testing.assert_close(outer, expected, rtol=1e-9, atol=1e-12)
+    assert inner and all(torch.equal(answer, expected) for answer in inner)
 
 
 def test_autocast_of_the_caller_is_used_and_kept(case: Case, network: Make, draw: Make, unchanged: Make) -> None:
@@ -146,7 +169,7 @@ class InPlace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.form == "function":
-            F.relu_(x)
+            nn.functional.relu_(x)
         elif self.form == "module":
             self.rectify(x)
         elif self.form == "item":
@@ -208,7 +231,8 @@ def test_a_scripted_model_is_explained(case: Case, draw: Make, unchanged: Make) 
 def test_a_traced_model_is_explained(case: Case, draw: Make) -> None:
     model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double().eval(), draw(5, 4)
     expected = case(model, x, batch_size=3).attributions
-    answer = case(torch.jit.trace(model, x), x, batch_size=3).attributions
+    traced = torch.jit.trace(model, x)  # type: ignore[no-untyped-call]
+    answer = case(traced, x, batch_size=3).attributions
     torch.testing.assert_close(answer, expected, rtol=1e-9, atol=1e-12)
 
 

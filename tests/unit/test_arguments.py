@@ -35,8 +35,6 @@ def test_the_entries_of_a_dict_are_attributed_and_keyword_arguments_are_not(meth
     answer = explain(bilinear, {"left": left}, method, forward_kwargs={"right": right})
     assert list(answer.attributions) == ["left"]
     expected = {"saliency": right.abs(), "smoothgrad": right.abs()}.get(method, left * right)
-    if method == "gradient_shap":  # its mean over positions is exact, for the gradient is the same along the path
-        torch.testing.assert_close(answer.attributions["left"], expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(answer.attributions["left"], expected, rtol=1e-9, atol=1e-12)
 
 
@@ -65,24 +63,16 @@ def test_a_shared_tensor_is_passed_as_it_is(method: str) -> None:
 
     def model(x: Tensor, matrix: Tensor) -> Tensor:
         seen.append(matrix)
-        return (x @ matrix).square().sum(1)
+        return torch.tanh(x @ matrix.T).sum(1) if matrix.shape == (3, 3) else torch.tanh(x * matrix).sum(1)
 
-    answer = (
-        explain(model, x, method, additional_forward_args=axplain.shared(matrix), n_steps=6, batch_size=2)
-        if (method == "integrated_gradients")
-        else explain(model, x, method, additional_forward_args=axplain.shared(matrix), batch_size=2)
-    )
+    answer = explain(model, x, method, additional_forward_args=axplain.shared(matrix), batch_size=2)
     assert all(item is matrix for item in seen)
-    expected = explain(
-        lambda x: (x @ matrix).square().sum(1),
-        x,
-        method,
-        **({"n_steps": 6} if method == "integrated_gradients" else {}),
-    )
+    expected = explain(lambda x: torch.tanh(x @ matrix.T).sum(1), x, method, batch_size=2)
     assert torch.equal(answer.attributions, expected.attributions)
     seen.clear()
-    explain(model, x, method, additional_forward_args=matrix, batch_size=2)
-    assert all(item.shape == (len(item), 3) and item is not matrix for item in seen)
+    followed = explain(model, x, method, additional_forward_args=matrix, batch_size=2)
+    assert {len(item) for item in seen} <= {1, 2}
+    assert not torch.equal(followed.attributions, expected.attributions)
 
 
 def test_a_shared_keyword_is_passed_as_it_is() -> None:
@@ -150,10 +140,11 @@ def test_an_input_that_no_gradient_reaches_gets_zeros() -> None:
 
 def test_baselines_by_name_belong_to_the_inputs_of_that_name() -> None:
     x = {"left": drawn(4, 3), "right": drawn(4, 3, key=1)}
-    baselines = {"right": drawn(1, 3, key=2), "left": 0.5}
+    right = drawn(1, 3, key=2)
+    baselines = {"right": right, "left": 0.5}
     answer = explain(lambda left, right: (2 * left + 3 * right).sum(1), x, baselines=baselines, n_steps=3)
     torch.testing.assert_close(answer.attributions["left"], 2 * (x["left"] - 0.5))
-    torch.testing.assert_close(answer.attributions["right"], 3 * (x["right"] - baselines["right"]))
+    torch.testing.assert_close(answer.attributions["right"], 3 * (x["right"] - right))
 
 
 def test_a_callable_baseline_gets_the_inputs_in_their_structure() -> None:

@@ -10,6 +10,7 @@ import attrs
 import numpy
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import axplain
@@ -330,7 +331,7 @@ def test_a_target_that_does_not_fit_the_output_is_refused(name: str) -> None:
 def test_as_many_deviations_as_inputs_are_expected() -> None:
     for method in ("gradient_shap", "smoothgrad"):
         given: dict[str, Any] = {"x": (X[:, :3], X[:, 3:]), "model": lambda a, b: NET(torch.cat([a, b], 1))}
-        baselines = {"baselines": 0.0} if method == "gradient_shap" else {}
+        baselines: dict[str, Any] = {"baselines": 0.0} if method == "gradient_shap" else {}
         for stdev in ((0.1,), (0.1, 0.2, 0.3)):
             error = refusal(axplain.ArgumentError, method=method, stdev=stdev, **given, **baselines)
             check_argument_error(error, "stdev", f"{len(stdev)} values came", "2: one for each input")
@@ -401,6 +402,16 @@ def test_a_baseline_where_the_model_is_not_finite_is_said() -> None:
 def test_errors_of_the_model_itself_come_through_unchanged() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         ask(x=X[:, :3])
+
+
+def test_files_that_are_no_explanations_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"no safetensors at all")
+    with pytest.raises(axplain.ArgumentError, match="file is not a safetensors file"):
+        axplain.Explanation.load(path)
+    save_file({"weight": X}, path, metadata={"format": "pt"})
+    with pytest.raises(axplain.ArgumentError, match=r"path: .*'pt'; expected axplain-explanation-1\."):
+        axplain.Explanation.load(path)
 
 
 def test_every_error_is_of_one_family_and_of_the_usual_one_too() -> None:

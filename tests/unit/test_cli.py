@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 import axplain
 from axplain.cli import main
 from axplain.discovery import catalog
+from axplain.page import cost_text, document, spec_page
 from axplain.reader import structure_spec
 from axplain.specs import Spec
 
@@ -98,7 +99,7 @@ def spec_files() -> list[Spec]:
 
 
 def leaves(value: Any) -> Iterator[str]:
-    """Yield every string and number of a TOML document, and the keys of its open tables."""
+    """Yield every string and number of a TOML document, but those that the page says in a place of their own."""
     if isinstance(value, dict):
         for name, item in value.items():
             if name not in ("spec", "id", "kind"):
@@ -129,6 +130,52 @@ def test_show_as_json_can_be_read_as_the_same_spec_again(spec: Spec) -> None:
     found = json.loads(run("show", spec.name, "--kind", spec.kind, "--json").stdout)
     assert found.pop("distribution") == "axplain"
     assert structure_spec({k: v for k, v in found.items() if k != "origin"}, "again.toml") == spec
+
+
+#: a method in code that says what the built-in ones leave out
+RARE: dict[str, Any] = {
+    "spec": 1,
+    "kind": "method",
+    "name": "rare",
+    "title": "Rare",
+    "version": "3.1",
+    "summary": "A method with everything.",
+    "aliases": ["seldom"],
+    "signed": False,
+    "seats": ["input", "layer"],
+    "references": "reference_set",
+    "parameters": {
+        "low": {"type": "float", "doc": "Lower.", "max": "high", "unit": "volts"},
+        "high": {"type": "float", "doc": "Upper.", "optional": True, "max": 2.5},
+    },
+    "determinism": {"kind": "nondeterministic", "reason": "it asks a coin"},
+    "cost": {"forward_rows": "batch * 3", "backward_rows": "0", "bound": "upper"},
+    "axioms": [
+        {"id": "symmetry", "kind": "for_class", "class": "additive"},
+        {"id": "dummy", "kind": "statistical", "same_seed": True},
+    ],
+}
+
+
+def test_show_has_words_for_what_only_others_declare() -> None:
+    spec = structure_spec(RARE, "rare.toml")
+    words = " ".join(" ".join(spec_page(spec, 200)).split())
+    for said in (
+        "low float; required; at most high; in volts Lower.",
+        "high float; optional; at most 2.5 Upper.",
+        "baselines a set of references",
+        "unsigned, at the input or a layer",
+        "nondeterministic, even for an equal seed: it asks a coin",
+        "forward at most batch * 3 rows",
+        "symmetry for class, for additive models",
+        "dummy statistical, for an equal seed",
+        "also called seldom",
+        "from a file of yours: rare.toml, version 3.1",
+    ):
+        assert said in words, f"{said!r} is not in {words}"
+    assert spec.cost is not None
+    assert cost_text(spec.cost) == "at most batch * 3 rows forward"
+    assert structure_spec({k: v for k, v in document(spec).items() if k not in ("origin", "distribution")}, "") == spec
 
 
 def test_show_gives_type_default_bounds_and_choices_of_a_parameter() -> None:

@@ -96,6 +96,8 @@ def test_a_table_takes_the_type_of_the_model_from_its_own_digits(tmp_path: Path)
     write_all(tmp_path, numbers())
     assert float(read_inputs([tmp_path / "x.csv"], DOUBLE).x[0, 0]) == 0.1  # not float32(0.1)
     assert read_inputs([tmp_path / "x.csv"], ANY).x.dtype == torch.float32
+    half = read_inputs([tmp_path / "x.csv"], Frame(None, torch.float16))
+    assert half.x.dtype == torch.float16 and half.notes == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -27,7 +27,7 @@ KEPT_BYTES: Final = 256 * 2**20  # gradients are kept until the end, so examples
 
 @attrs.frozen
 class Bisection:
-    """Halves pieces of each example's path until the sum of their absolute errors is within the tolerance."""
+    """Halves pieces of each example's path until the sum of their errors, its residual, is within the tolerance."""
 
     max_steps: int
 
@@ -53,17 +53,20 @@ class Bisection:
             pieces = torch.cat([pieces[~split], path.halve(pieces[split])])
 
     def _worst(self, path: _Path, pieces: Tensor, tolerance: float) -> Tensor:
-        """Mark the pieces to halve: the fewest that leave half the tolerance to the rest, within the budget."""
-        error = path.errors(pieces).abs()
+        """Mark the pieces to halve of the examples whose residual is too large, within each example's budget.
+
+        At most every second piece is halved before the residual is looked at again: errors of kinks cancel in part.
+        """
+        error = path.errors(pieces)
         owner = path.examples[pieces[:, 0]]
         marked = torch.zeros(len(pieces), dtype=torch.bool)
         for example in torch.unique(owner).tolist():
             mine = (owner == example).nonzero().squeeze(1)
-            order = mine[error[mine].argsort(descending=True)]
-            if float(error[mine].sum()) <= tolerance:
+            if abs(float(error[mine].sum())) <= tolerance:
                 continue
-            rest = error[order].flip(0).cumsum(0).flip(0)  # what remains if this piece and all smaller ones stay
-            wanted = int((rest > tolerance / 2).sum())
+            order = mine[error[mine].abs().argsort(descending=True)]
+            rest = error[order].abs().flip(0).cumsum(0).flip(0)  # what this piece and all smaller ones leave
+            wanted = min(int((rest > tolerance / 2).sum()), (len(mine) + 1) // 2)
             affordable = (self.max_steps - int((path.examples == example).sum())) // 2
             marked[order[: min(wanted, affordable)]] = True
         return marked
