@@ -57,7 +57,12 @@ class Catalog:
             if broken.name == name and broken.kind in (*kinds, ""):
                 raise SpecError(broken.origin, [broken.reason])
         note = f" {len(self.broken)} more failed to load: run `axplain doctor`." if self.broken else ""
-        raise UnknownMethod(name, " or ".join(kinds), self.names(*kinds), note)
+        raise UnknownMethod(name, " or ".join(map(noun, kinds)), self.names(*kinds), note)
+
+
+def noun(kind: str) -> str:
+    """Return how a sentence names a kind."""
+    return "noise mode" if kind == "noise" else kind
 
 
 @functools.cache

@@ -143,7 +143,7 @@ class Engine:
                     "model: its output does not depend differentiably on x: it detaches, rounds, or is under no_grad. "
                     "Use a method that needs no gradients, or explain a layer behind that step."
                 )
-            gradients = torch.autograd.grad(value, leaves, torch.ones_like(value), allow_unused=True)
+            gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
             self._count(len(index), len(index))
         terms = tuple(
             torch.zeros_like(leaf) if gradient is None else gradient

@@ -124,14 +124,14 @@ def warn_in_training(module: torch.nn.Module | None) -> None:
     if module is None or isinstance(module, _Evaluating):
         return
     suspects = [
-        name or type(m).__name__
+        f"{name} ({type(m).__name__})" if name else type(m).__name__
         for name, m in module.named_modules()
         if m.training and (isinstance(m, _BatchNorm) or (isinstance(m, _DropoutNd) and m.p > 0))
     ]
     if suspects:
         shown = ", ".join(suspects[:3]) + (f" and {len(suspects) - 3} more" if len(suspects) > 3 else "")
         warn(
-            f"the model is in training mode: {shown} mix the examples of a batch or draw random numbers, so this "
+            f"the model is in training mode, where {shown} would mix examples or draw random numbers, so this "
             "explains a model that prediction never uses. Call model.eval(), or explain axplain.evaluating(model)."
         )
 

@@ -49,7 +49,7 @@ def _lists(packed: Any, structure: Structure) -> Any:
 
 def save(explanation: Explanation, path: Path) -> Path:
     """Write an explanation."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     document = _header(explanation) | {"fingerprint": fingerprint(explanation)}
     arrays = {f"residuals.{name}": values for name, values in explanation.residuals.items()}
@@ -61,7 +61,8 @@ def save(explanation: Explanation, path: Path) -> Path:
             tensors = explanation.structure.unpack(packed)
             arrays |= {f"{group}.{name}": t for name, t in zip(explanation.structure.names, tensors, strict=True)}
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
-    save_file(arrays, path, metadata={"format": FORMAT, "explanation": json.dumps(document)})
+    metadata = {"format": FORMAT, "explanation": json.dumps(document)}
+    path.write_bytes(serialize(arrays, metadata))  # save_file would make a file that only its owner may read
     return path
 
 

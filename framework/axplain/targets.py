@@ -128,7 +128,7 @@ class IndexTarget(_Same):
                 "target",
                 f"{depth} indices came and the model returns {tuple(shape)} per example",
                 f"{len(shape)}, one for each dimension after the batch",
-                "Give a tuple such as target=(3, 7)." if len(shape) else "Leave target out.",
+                ("Leave target out.", "Give one index: target=3.")[len(shape)] if len(shape) < 2 else "Give a tuple.",
             )
         sizes = torch.tensor(shape)
         wrong = ((self.indices >= sizes) | (self.indices < -sizes)).any(1)

@@ -142,7 +142,7 @@ def test_s6_training_mode_is_named_and_the_model_is_left_as_it_was() -> None:
     assert float((together[:1] - alone).abs().max()) > 0.01
     assert not torch.equal(theirs.forward_func.state_dict()["1.running_mean"], before["1.running_mean"])
 
-    with pytest.warns(axplain.AxplainWarning, match="training mode: 1 mix"):
+    with pytest.warns(axplain.AxplainWarning, match=r"training mode, where 1 \(BatchNorm1d\) would mix"):
         axplain.explain(model, X, target=0, verify=False)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 
 import axplain
 from axplain.cli import main
+from axplain.cli.page import cost_text, document, spec_page
 from axplain.discovery import catalog
-from axplain.page import cost_text, document, spec_page
 from axplain.reader import structure_spec
 from axplain.specs import Spec
 
@@ -298,7 +298,7 @@ def test_a_missing_extra_is_named_with_what_installs_it(monkeypatch: pytest.Monk
             raise importlib.metadata.PackageNotFoundError(name)
         return known(name)
 
-    monkeypatch.setattr("axplain.cli.version", version)
+    monkeypatch.setattr("axplain.cli.commands.version", version)
     lines = run("doctor").stdout.splitlines()
     assert any("without pillow: pip install 'axplain[image]'" in line for line in lines)
 
@@ -311,7 +311,7 @@ def test_a_missing_requirement_is_broken(monkeypatch: pytest.MonkeyPatch) -> Non
             raise importlib.metadata.PackageNotFoundError(name)
         return known(name)
 
-    monkeypatch.setattr("axplain.cli.version", version)
+    monkeypatch.setattr("axplain.cli.commands.version", version)
     out = run("doctor", status=1).stdout
     assert "torch  is needed and not installed" in out and "1 broken" in out
 

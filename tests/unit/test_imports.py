@@ -87,7 +87,7 @@ def test_running_the_module_loads_neither_torch_nor_a_plugin(arguments: list[str
     assert done.returncode == 0, done.stderr
     assert "saliency" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "axplain.page" in loaded
+    assert "axplain.cli.page" in loaded
     assert packages(loaded) & {"torch", "numpy", "axplain_plugins"} == set()
 
 

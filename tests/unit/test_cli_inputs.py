@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import axplain
+from axplain.cli.inputs import Frame, Settings, load_object, parse, parse_target, read_inputs
 from axplain.errors import ArgumentError
-from axplain.inputs import Frame, Settings, load_object, parse, parse_target, read_inputs
 from axplain.specs import Parameter
 
 DOUBLE = Frame(None, torch.float64)

@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from axplain.discovery import Broken, catalog, describe
-from axplain.errors import AxplainError, AxplainWarning, log
-from axplain.page import (
+from axplain.cli.page import (
     EXPLAINS,
     UNLIMITED,
     columns,
@@ -32,6 +30,8 @@ from axplain.page import (
     terminal_width,
     value_text,
 )
+from axplain.discovery import Broken, catalog, describe
+from axplain.errors import AxplainError, AxplainWarning, log
 from axplain.parameters import find_spec
 from axplain.specs import GROUPS, Spec
 
@@ -261,7 +261,7 @@ def explain(method: str, top: int, output: Path | None, only_cost: bool, **optio
     The current directory is importable. METHOD is a name of `axplain list`, or the path of a TOML file.
     """
     import axplain
-    from axplain.inputs import read_call
+    from axplain.cli.inputs import read_call
 
     with _importable(os.getcwd()):
         call, columns_of_x, notes = read_call(method, options)
@@ -473,7 +473,3 @@ def _load_all() -> list[tuple[str, str]]:
         except AxplainError as error:
             faults.append((catalog().specs[key].distribution, str(error)))
     return sorted(faults)
-
-
-if __name__ == "__main__":
-    main(prog_name="axplain")

@@ -1,0 +1,5 @@
+"""The `axplain` command."""
+
+from axplain.cli.commands import main
+
+__all__ = ["main"]
