@@ -55,14 +55,15 @@ def _compare(before: Tensor, after: Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def warn_incomplete(claim: Claim, residual: Tensor, scale: Tensor, method: str) -> None:
-    """Warn where a residual is larger than the spec allows, as a fraction of |F(x) - F(x')|."""
+def warn_incomplete(claim: Claim, method: str, outcome: Outcome, dtype: torch.dtype) -> None:
+    """Warn where a residual is larger than the spec allows, as a fraction of |F(x) - F(x')|, and than rounding."""
     if claim.warn_above is None:
         return
-    floor = 1e-6 * float(scale.abs().max())
-    wrong = residual.abs() > claim.warn_above * scale.abs() + floor
-    if bool(wrong.any()):
-        worst = int((residual.abs() / (scale.abs() + floor + 1e-30)).argmax())
+    residual, scale = outcome.checks["completeness"], outcome.checks["difference"]
+    rounding = 32 * torch.finfo(dtype).eps * total(map_tensors(torch.abs, outcome.attributions))
+    excess = residual.abs() - claim.warn_above * scale.abs() - rounding
+    worst = int(excess.argmax())
+    if float(excess[worst]) > 0:
         warn(
             f"{method}: the attributions of example {worst} sum to {float(residual[worst]):+.3g} more than "
             f"F(x) - F(x') = {float(scale[worst]):.3g}, beyond {claim.warn_above:.0%} of it. {claim.cure}"

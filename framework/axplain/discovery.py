@@ -23,9 +23,14 @@ class Broken:
 
     origin: str
     distribution: str
-    reason: str
+    faults: tuple[str, ...]
     kind: str = ""
     name: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Every fault with its place, in one line."""
+        return str(SpecError(self.origin, self.faults))
 
 
 @attrs.frozen
@@ -55,7 +60,7 @@ class Catalog:
                 return spec
         for broken in self.broken:
             if broken.name == name and broken.kind in (*kinds, ""):
-                raise SpecError(broken.origin, [broken.reason])
+                raise SpecError(broken.origin, broken.faults)
         note = f" {len(self.broken)} more failed to load: run `axplain doctor`." if self.broken else ""
         raise UnknownMethod(name, " or ".join(map(noun, kinds)), self.names(*kinds), note)
 
@@ -100,9 +105,9 @@ def _read_all() -> tuple[list[Spec], list[Broken]]:
                 try:
                     specs.append(read_spec(path, origin, distribution))
                 except SpecError as error:
-                    broken.append(Broken(origin, distribution, str(error), name=path.stem))
+                    broken.append(Broken(origin, distribution, error.found, name=path.stem))
         except (ImportError, OSError, ValueError) as error:
-            broken.append(Broken(point.value, distribution, f"cannot be located: {error}"))
+            broken.append(Broken(point.value, distribution, (f"cannot be located: {error}",)))
     return specs, broken
 
 
@@ -136,7 +141,7 @@ def _settle(
         fault = composition_fault(spec, alone) or _module_fault(spec, modules)
         if fault:
             reasons[id(spec)] = fault
-    refused = [Broken(s.origin, s.distribution, reasons[id(s)], s.kind, s.name) for s in specs if id(s) in reasons]
+    refused = [Broken(s.origin, s.distribution, (reasons[id(s)],), s.kind, s.name) for s in specs if id(s) in reasons]
     return {key: spec for key, spec in alone.items() if id(spec) not in reasons}, refused
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from axplain.discovery import catalog
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.model import Model
-from axplain.parameters import Call, settle, settle_parameter
+from axplain.parameters import Call, settle, settle_values
 from axplain.problem import Arguments, Problem
 from axplain.protocols import Modality
 from axplain.randomness import Key
@@ -91,6 +91,7 @@ def question(
     inputs, structure = _inputs(encoded, call)
     adapter = Model(model, structure)
     _check_model(adapter, inputs[0].device)
+    _check_numbers(inputs, structure)
     key = Key(_seed(seed))
     problem = Problem(
         model=adapter,
@@ -124,6 +125,8 @@ def settle_call(method: Any, noise: Any, parameters: Mapping[str, Any]) -> Call:
     if not isinstance(noise, Mapping) or "mode" not in noise:
         raise ArgumentError("noise", f"{noise!r} came", 'the name of a noise mode or {"mode": name, ...}')
     mode = catalog().find(noise["mode"], "noise") if isinstance(noise["mode"], str) else noise["mode"]
+    if not isinstance(mode, Spec) or mode.kind != "noise":
+        raise ArgumentError("noise", f"{noise['mode']!r} came", "the name of a noise mode, or its Spec")
     inner = settle(method, parameters)
     if inner.spec.kind == "noise":
         raise ArgumentError(
@@ -146,15 +149,7 @@ def _encode(x: Any, modality: Any) -> tuple[Any, str | None]:
         raise ArgumentError("modality", f"{modality!r} came", 'a name or {"use": name, ...}')
     spec = catalog().find(given["use"], "modality")
     rest = {name: value for name, value in given.items() if name != "use"}
-    unknown = sorted(rest.keys() - spec.parameters.keys())
-    if unknown:
-        raise ArgumentError(
-            "modality", f"{spec.name} has no parameter {unknown[0]!r}", f"one of {sorted(spec.parameters)}"
-        )
-    values = {
-        name: settle_parameter(f"modality[{name!r}]", parameter, rest.get(name, parameter.default), spec)
-        for name, parameter in spec.parameters.items()
-    }
+    values = settle_values(spec, rest, "modality[{!r}]")
     plugin: Modality = registry().build(spec, values)
     return plugin.encode(x), spec.name
 
@@ -197,8 +192,14 @@ def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
                 "For token ids pass the embeddings (inputs_embeds=...) as x or explain a layer; pass what is not to be "
                 "explained through additional_forward_args or forward_kwargs.",
             )  # fmt: skip
-    if item.is_floating_point() and not bool(item.isfinite().all()):
-        raise ArgumentError(label, f"{int((~item.isfinite()).sum())} NaN or inf came", "finite numbers")
+
+
+def _check_numbers(inputs: Tensors, structure: Structure) -> None:
+    for label, item in zip(structure.labels("x"), inputs, strict=True):
+        if item.is_meta:
+            raise ArgumentError(label, "a meta tensor came", "a tensor that holds numbers")
+        if item.is_floating_point() and not bool(item.isfinite().all()):
+            raise ArgumentError(label, f"{int((~item.isfinite()).sum())} NaN or inf came", "finite numbers")
 
 
 def _specs(call: Call) -> list[Spec]:
@@ -226,6 +227,8 @@ def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Struct
     named = {} if keyword is None else keyword
     if not isinstance(named, Mapping):
         raise ArgumentError("forward_kwargs", f"{type(named).__name__} came", "a dict of keyword arguments")
+    if not all(isinstance(name, str) for name in named):
+        raise ArgumentError("forward_kwargs", f"the keys {list(named)} came", "a dict of keyword arguments")
     both = sorted(named.keys() & set(structure.names)) if structure.kind == "dict" else []
     if both:
         raise ArgumentError(
@@ -265,40 +268,42 @@ def _target(given: Any, model: Model, batch: int) -> Target | None:
 def _indices(given: Any, batch: int) -> Tensor:
     """Return (1 or batch, depth) indices on the CPU."""
     if isinstance(given, tuple):
-        return torch.tensor([[_index(item) for item in given]])
+        return torch.tensor([[_index(item) for item in given]], device="cpu")
     if isinstance(given, list):
         rows = [[_index(i) for i in item] if isinstance(item, tuple | list) else [_index(item)] for item in given]
-        if len({len(row) for row in rows}) != 1:
+        if len({len(row) for row in rows}) > 1:
             raise ArgumentError("target", f"{given!r} came", "index tuples of one length")
-        return _per_example(torch.tensor(rows), batch)
+        return _per_example(torch.tensor(rows, device="cpu"), batch, given)
     if hasattr(given, "__array__") and getattr(given, "ndim", 0) > 0 and not isinstance(given, Tensor):
-        given = torch.as_tensor(given)
+        given = torch.as_tensor(given, device="cpu")
     if isinstance(given, Tensor) and given.ndim > 0:
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool or given.ndim > 2:
             raise ArgumentError("target", f"a tensor of {given.dtype}, shape {tuple(given.shape)} came", TARGET_FORMS)
-        return _per_example(given.detach().cpu().long().reshape(len(given), -1), batch)
-    return torch.tensor([[_index(given)]])
+        return _per_example(given.detach().cpu().long(), batch, given)
+    return torch.tensor([[_index(given)]], device="cpu")
 
 
 def _index(item: Any) -> int:
-    if isinstance(item, Tensor) and item.ndim == 0 and not item.is_floating_point() and item.dtype != torch.bool:
-        return int(item)
-    if isinstance(item, numbers.Integral) and not isinstance(item, bool):
-        return int(item)
-    raise ArgumentError("target", f"{item!r} ({type(item).__name__}) came", TARGET_FORMS)
+    whole = isinstance(item, numbers.Integral) and not isinstance(item, bool)
+    if isinstance(item, Tensor) and item.ndim == 0:
+        whole = not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
+    if not whole or not -(2**63) <= int(item) < 2**63:
+        raise ArgumentError("target", f"{item!r} ({type(item).__name__}) came", TARGET_FORMS)
+    return int(item)
 
 
-def _per_example(indices: Tensor, batch: int) -> Tensor:
+def _per_example(indices: Tensor, batch: int, given: Any) -> Tensor:
     if len(indices) not in (1, batch):
         raise ArgumentError(
-            "target", f"{len(indices)} targets came for {batch} examples", "one for each example",
+            "target", f"{len(indices)} targets came for {batch} examples" if len(indices) else f"{given!r} came, 0 targets",
+            "one for each example",
             "One index into several dimensions is a tuple, not a list.",
         )  # fmt: skip
-    return indices
+    return indices.reshape(len(indices), -1)
 
 
 def _batch_size(given: Any) -> int | Literal["auto"]:
-    if given == "auto" and isinstance(given, str):
+    if isinstance(given, str) and given == "auto":
         return "auto"
     if isinstance(given, numbers.Integral) and not isinstance(given, bool) and int(given) >= 1:
         return int(given)

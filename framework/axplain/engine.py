@@ -138,12 +138,12 @@ class Engine:
         with torch.enable_grad():
             leaves, rows = _leaves(x)
             value = self._select(problem, rows, index)
-            if not value.requires_grad:
+            gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if value.requires_grad else ()
+            if all(gradient is None for gradient in gradients):
                 raise UnsupportedModel(
                     "model: its output does not depend differentiably on x: it detaches, rounds, or is under no_grad. "
                     "Use a method that needs no gradients, or explain a layer behind that step."
                 )
-            gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
             self._count(len(index), len(index))
         terms = tuple(
             torch.zeros_like(leaf) if gradient is None else gradient

@@ -20,8 +20,12 @@ class ArgumentError(AxplainError, ValueError):
     """An argument of the call cannot be used; the message names it, what came, what was expected and the cure."""
 
     def __init__(self, argument: str, came: str, expected: str, cure: str = "") -> None:
-        self.argument = argument
+        self.argument, self.parts = argument, (came, expected, cure)
         super().__init__(f"{argument}: {came}; expected {expected}." + (f" {cure}" if cure else ""))
+
+    def of(self, argument: str) -> ArgumentError:
+        """Return the same finding about another argument: a plugin does not know which item of a tuple it serves."""
+        return ArgumentError(argument, *self.parts)
 
 
 class UnknownMethod(AxplainError, LookupError):  # noqa: N818 - the name is the finding; callers catch AxplainError
@@ -42,7 +46,8 @@ class SpecError(AxplainError):
     """A spec is wrong; the message lists every fault of the file as `description @ file.key`."""
 
     def __init__(self, origin: str, faults: Iterable[str]) -> None:
-        self.faults = tuple(f"{fault} @ {origin}{key}" for fault, key in map(_split_fault, faults))
+        self.found = tuple(faults)
+        self.faults = tuple(f"{fault} @ {origin}{key}" for fault, key in map(_split_fault, self.found))
         super().__init__("; ".join(self.faults))
 
 

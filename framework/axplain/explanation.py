@@ -71,7 +71,9 @@ class Explanation:
         for name, tensor in zip(self.structure.labels("x"), self.tensors, strict=True):
             flat = tensor[example].flatten()
             for position in flat.abs().topk(min(k, len(flat))).indices.tolist():
-                index = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), tensor.shape[1:]))
+                index = tuple(
+                    int(i) for i in torch.unravel_index(torch.tensor(position, device="cpu"), tensor.shape[1:])
+                )
                 candidates.append(Feature(example, name, index, float(flat[position])))
         return sorted(candidates, key=lambda feature: -abs(feature.value))[:k]
 

@@ -170,7 +170,7 @@ def _aim(asked: Question, engine: Engine) -> Problem:
     problem, given = asked.problem, asked.target
     if given is not None and not (asked.verify and asked.call.claims_completeness):
         return attrs.evolve(problem, target=given)
-    target = given or PredictedTarget(torch.zeros(problem.batch, dtype=torch.long))
+    target = given or PredictedTarget(torch.zeros(problem.batch, dtype=torch.long, device="cpu"))
     problem = attrs.evolve(problem, target=target)
     with engine.checking():
         clean = engine.ask(problem, problem.inputs, problem.everyone(), "value").value
@@ -261,7 +261,7 @@ def _judge(asked: Question, outcome: Outcome, explanation: Explanation) -> None:
         )
     claim = asked.call.innermost.spec.claim("completeness")
     if reached is None and claim is not None and "completeness" in outcome.checks:
-        warn_incomplete(claim, outcome.checks["completeness"], outcome.checks["difference"], explanation.method)
+        warn_incomplete(claim, explanation.method, outcome, asked.problem.inputs[0].dtype)
 
 
 def _provenance(asked: Question) -> dict[str, Any]:

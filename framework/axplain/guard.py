@@ -77,17 +77,25 @@ def untouched(module: torch.nn.Module | None, device: torch.device) -> Iterator[
     random_states = RandomStates.capture(device)
     buffers = _copies(module)
     flags = _training_flags(module) if module is not None and not isinstance(module, _Evaluating) else []
-    try:
-        yield
-    finally:
+
+    def restore() -> bool:
         _put_back(buffers)
         _set_training(flags)
-        if random_states.moved():
+        moved = random_states.moved()
+        if moved:
             random_states.restore()
-            warn(
-                "the model draws random numbers from a global generator: two passes over one input differ, and so do "
-                "explanations. Call model.eval(), or make the model deterministic."
-            )
+        return moved
+
+    try:
+        yield
+    except BaseException:
+        restore()  # without a warning: where warnings are errors it would hide what happened
+        raise
+    if restore():
+        warn(
+            "the model draws random numbers from a global generator: two passes over one input differ, and so do "
+            "explanations. Call model.eval(), or make the model deterministic."
+        )
 
 
 def _training_flags(module: torch.nn.Module) -> list[tuple[torch.nn.Module, bool]]:

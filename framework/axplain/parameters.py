@@ -13,7 +13,7 @@ import attrs
 from axplain.discovery import catalog, composition_fault
 from axplain.errors import ArgumentError, SpecError, near_names
 from axplain.formula import Formula
-from axplain.reader import read_spec
+from axplain.reader import read_spec, spec_faults
 from axplain.specs import Parameter, Spec
 
 
@@ -52,20 +52,29 @@ def settle(method: Any, given: Mapping[str, Any], argument: str = "method") -> C
         ArgumentError: a parameter is unknown, missing, mistyped or out of bounds.
     """
     spec = find_spec(method, argument)
-    unknown = sorted(given.keys() - spec.parameters.keys())
+    return Call(spec, settle_values(spec, given))
+
+
+def settle_values(spec: Spec, given: Mapping[str, Any], label: str = "{}") -> dict[str, Any]:
+    """Settle the parameters of a plugin; `label` says how an error names one of them.
+
+    Raises:
+        ArgumentError: a parameter is unknown, missing, mistyped or out of bounds.
+    """
+    unknown = sorted(map(str, given.keys() - spec.parameters.keys()))
     if unknown:
         near = near_names(unknown[0], spec.parameters)
         raise ArgumentError(
-            unknown[0],
+            label.format(unknown[0]),
             f"{spec.name} has no such parameter",
             f"one of {', '.join(sorted(spec.parameters)) or 'none: it has no parameters'}",
             f"Did you mean {near}?" if near else "",
         )
     values: dict[str, Any] = {}
     for name, parameter in spec.parameters.items():
-        values[name] = settle_parameter(name, parameter, given.get(name, parameter.default), spec)
-    _check_bounds(spec, values)
-    return Call(spec, values)
+        values[name] = settle_parameter(label.format(name), parameter, given.get(name, parameter.default), spec)
+    _check_bounds(spec, values, label)
+    return values
 
 
 def find_spec(method: Any, argument: str = "method") -> Spec:
@@ -79,18 +88,27 @@ def find_spec(method: Any, argument: str = "method") -> Spec:
     if isinstance(method, str) and not method.endswith(".toml"):
         return catalog().find(method, "method", "noise")
     if isinstance(method, str | Path):
-        method = read_spec(Path(method))
+        try:
+            method = read_spec(Path(method))
+        except OSError as error:
+            came = f"{str(method)!r} cannot be read: {error.strerror}"
+            raise ArgumentError(argument, came, "the name of a method, or the path of a TOML file") from error
     if not isinstance(method, Spec):
         raise ArgumentError(argument, f"{method!r} came", "the name of a method, a Spec, or the path of a TOML file")
+    if method.kind not in ("method", "noise"):
+        raise ArgumentError(argument, f"the {method.kind} {method.name!r} came", "a method or a noise mode")
     if not method.distribution:
-        if method.composition is None:
-            raise SpecError(
-                method.origin or method.name, ["only an installed distribution may bring code @ composition"]
-            )
-        fault = composition_fault(method, catalog().specs)
-        if fault:
-            raise SpecError(method.origin or method.name, [fault])
+        _check_own_spec(method)
     return method
+
+
+def _check_own_spec(spec: Spec) -> None:
+    """Hold a user's own spec to what the catalog holds installed ones to."""
+    if spec.composition is None:
+        raise SpecError(spec.origin or spec.name, ["only an installed distribution may bring code @ composition"])
+    faults = spec_faults(spec) or list(filter(None, [composition_fault(spec, catalog().specs)]))
+    if faults:
+        raise SpecError(spec.origin or spec.name, faults)
 
 
 def settle_use(value: Any, argument: str) -> Call:
@@ -111,9 +129,10 @@ def settle_parameter(name: str, parameter: Parameter, value: Any, spec: Spec) ->
         ArgumentError: it does not fit.
     """
     if value is None:
-        if parameter.required:
-            raise ArgumentError(name, f"nothing came and {spec.name} needs it", _expected(parameter), parameter.doc)
-        return None
+        if parameter.optional:
+            return None
+        came = f"nothing came and {spec.name} needs it" if parameter.required else "None came"
+        raise ArgumentError(name, came, _expected(parameter), parameter.doc)
     if parameter.type == "method":
         return value if isinstance(value, Call) else settle_use(value, name)
     if parameter.per_input and isinstance(value, tuple | list):
@@ -125,7 +144,7 @@ def settle_parameter(name: str, parameter: Parameter, value: Any, spec: Spec) ->
     return float(value) if parameter.type == "float" else value
 
 
-def _check_bounds(spec: Spec, values: Mapping[str, Any]) -> None:
+def _check_bounds(spec: Spec, values: Mapping[str, Any], label: str) -> None:
     """Check the bounds that follow from the parameters alone; those over features wait until features are known."""
     for name, parameter in spec.parameters.items():
         items = values[name] if isinstance(values[name], tuple) else (values[name],)
@@ -135,7 +154,7 @@ def _check_bounds(spec: Spec, values: Mapping[str, Any]) -> None:
                 if limit is None or item is None or (item >= limit if low else item <= limit):
                     continue
                 expected = f"{_expected(parameter)} of at {'least' if low else 'most'} {limit:g}"
-                raise ArgumentError(name, f"{item!r} came", expected, parameter.doc)
+                raise ArgumentError(label.format(name), f"{item!r} came", expected, parameter.doc)
 
 
 def _limit(bound: float | Formula | None, values: Mapping[str, Any]) -> float | None:

@@ -28,11 +28,11 @@ class Key:
     def generator(self) -> torch.Generator:
         """Return a fresh CPU generator for this place."""
         digest = hashlib.blake2b(repr((self.seed, self.path)).encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
     def normal(self, like: Tensor) -> Tensor:
         """Return standard normal noise of the shape of one example of `like`, in its dtype, on its device."""
-        noise = torch.randn(like.shape[1:], generator=self.generator(), dtype=torch.float32)
+        noise = torch.randn(like.shape[1:], generator=self.generator(), dtype=torch.float32, device="cpu")
         return noise.to(like.device, like.dtype)
 
 

@@ -69,7 +69,7 @@ def structure_spec(document: Mapping[str, Any], origin: str, distribution: str =
         spec = _CONVERTER.structure(document, Spec)
     except cattrs.BaseValidationError as error:
         raise SpecError(origin, internal + transform(error)) from error
-    faults = internal + list(_faults(spec))
+    faults = internal + spec_faults(spec)
     if faults:
         raise SpecError(origin, faults)
     return attrs.evolve(spec, origin=origin, distribution=distribution)
@@ -77,14 +77,16 @@ def structure_spec(document: Mapping[str, Any], origin: str, distribution: str =
 
 def transform(error: cattrs.BaseValidationError) -> list[str]:
     """Return the faults of a cattrs error as `description @ key` lines, without the leading `$.`."""
-    return [fault.replace("@ $.", "@ ") for fault in cattrs.transform_error(error, format_exception=_describe)]
+    faults = cattrs.transform_error(error, format_exception=_describe)
+    return [fault.replace(" @ $.", " @ ").removesuffix(" @ $") for fault in faults]
 
 
 def _describe(error: BaseException, type_: type | None) -> str:
     return str(error) if isinstance(error, ValueError) and error.args else format_exception(error, type_)
 
 
-def _faults(spec: Spec) -> list[str]:
+def spec_faults(spec: Spec) -> list[str]:
+    """Return what is wrong with a spec that its types do not say, as `description @ key`."""
     faults = [] if spec.kind in GROUPS else [f"kind {spec.kind!r} is none of {', '.join(GROUPS)} @ kind"]
     explains = spec.kind in ("method", "noise")
     faults += [

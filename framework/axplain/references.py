@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from axplain.discovery import catalog
 from axplain.errors import ArgumentError, warn
-from axplain.parameters import settle_parameter
+from axplain.parameters import settle_values
 from axplain.problem import References
 from axplain.protocols import Baseline
 from axplain.randomness import Key
@@ -75,7 +76,10 @@ def _call(given: Any, x: Any) -> Any:
         takes_x = bool(inspect.signature(given).parameters)
     except ValueError:  # some builtins have no signature
         takes_x = True
-    return given(x) if takes_x else given()
+    made = given(x) if takes_x else given()
+    if made is None:
+        raise ArgumentError("baselines", "the callable returned NoneType", "a tensor, or a number")
+    return made
 
 
 def _items(given: Any, structure: Structure) -> tuple[Any, ...]:
@@ -104,11 +108,14 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
     if isinstance(item, Distribution):
         item, as_set = item.rows, True
     if hasattr(item, "__array__") and not isinstance(item, Tensor):
-        item = torch.as_tensor(item)
+        item = torch.as_tensor(item, device=x.device)
     if isinstance(item, Tensor) and item.ndim == 0:
         item = item.item()
     plugin = _plugin(item, x, as_set, label)
-    table = plugin.references(x, key)
+    try:
+        table = plugin.references(x, key)
+    except ArgumentError as error:
+        raise (error if error.argument != "baselines" else error.of(label)) from None
     if (
         table.ndim != x.ndim + 1
         or table.shape[2:] != x.shape[1:]
@@ -121,6 +128,8 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
             f"shape {tuple(x.shape[1:])}, as in x, behind a first dimension of "
             + ("any length" if as_set else f"1 or {len(x)}, the batch"),
         )
+    if table.is_complex():
+        raise ArgumentError(label, f"{table.dtype} came", f"{x.dtype}, as x")
     if table.is_floating_point() and not bool(table.isfinite().all()):
         raise ArgumentError(label, "NaN or inf came", "finite numbers")
     return table.detach().to(x.dtype)
@@ -131,6 +140,8 @@ def _plugin(item: Any, x: Tensor, as_set: bool, label: str) -> Baseline:
     if item is None:
         return _build("zeros", {}, label)
     if isinstance(item, numbers.Real) and not isinstance(item, bool):
+        if not math.isfinite(item):
+            raise ArgumentError(label, f"{item} came", "a finite number")
         return _build("value", {"value": float(item)}, label)
     if isinstance(item, str):
         return _build(item, {}, label)
@@ -166,18 +177,13 @@ def _check_tensor(item: Tensor, x: Tensor, as_set: bool, label: str) -> None:
         )
 
 
-def _build(name: str, arguments: dict[str, Any], label: str) -> Baseline:
-    spec = catalog().find(name, "baseline")
-    unknown = sorted(arguments.keys() - spec.parameters.keys())
-    if unknown:
+def _build(name: Any, arguments: dict[str, Any], label: str) -> Baseline:
+    if not isinstance(name, str):
         raise ArgumentError(
-            label, f"baseline {name!r} has no parameter {unknown[0]!r}", f"one of {sorted(spec.parameters)}"
+            label, f"{name!r} came", f"the name of a baseline: {', '.join(catalog().names('baseline'))}"
         )
-    values = {
-        key: settle_parameter(key, parameter, arguments.get(key, parameter.default), spec)
-        for key, parameter in spec.parameters.items()
-    }
-    plugin: Baseline = registry().build(spec, values)
+    spec = catalog().find(name, "baseline")
+    plugin: Baseline = registry().build(spec, settle_values(spec, arguments, f"{label}[{{!r}}]"))
     return plugin
 
 

@@ -23,8 +23,7 @@ class Registry:
     """The plugins that this process has used. One plugin is found by lookup; events are broadcast to all."""
 
     def __init__(self) -> None:
-        self.plugins = pluggy.PluginManager("axplain")
-        self.plugins.add_hookspecs(hooks)
+        self.plugins = _manager()
         self._factories: dict[tuple[str, str], Any] = {}
         for point in entry_points(group=LISTENERS):
             try:
@@ -65,7 +64,10 @@ class Registry:
         for implementation in self.plugins.hook.axplain_plugin.get_hookimpls():
             if implementation.plugin is module:
                 given = {"kind": spec.kind, "name": spec.name}
-                return implementation.function(*(given[argument] for argument in implementation.argnames))
+                try:
+                    return implementation.function(*(given[argument] for argument in implementation.argnames))
+                except Exception as error:
+                    raise PluginError(f"{_who(spec)}: its hook failed: {type(error).__name__}: {error}") from error
         raise PluginError(f"{_who(spec)}: module {point.value} has no @hookimpl def axplain_plugin()")
 
     def _register(self, point: EntryPoint) -> ModuleType:
@@ -77,15 +79,22 @@ class Registry:
             raise PluginError(f"{owner} is blocked")
         try:
             module: ModuleType = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{owner} cannot be imported: {type(error).__name__}: {error}") from error
         try:
-            self.plugins.register(module, name=point.value)
-            self.plugins.check_pending()
+            _manager(module).check_pending()  # apart from ours, which a failure would leave half registered
         except pluggy.PluginValidationError as error:
-            self.plugins.unregister(module)
             raise PluginError(f"{owner} has a hook that axplain does not know: {error}") from error
+        self.plugins.register(module, name=point.value)
         return module
+
+
+def _manager(*modules: ModuleType) -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("axplain")
+    manager.add_hookspecs(hooks)
+    for module in modules:
+        manager.register(module)
+    return manager
 
 
 @functools.cache

@@ -62,8 +62,9 @@ def save(explanation: Explanation, path: Path) -> Path:
             arrays |= {f"{group}.{name}": t for name, t in zip(explanation.structure.names, tensors, strict=True)}
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
     metadata = {"format": FORMAT, "explanation": json.dumps(document)}
-    path.write_bytes(serialize(arrays, metadata))  # save_file would make a file that only its owner may read
-    return path
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(serialize(arrays, metadata))  # save_file would make a file that only its owner may read
+    return part.replace(path)
 
 
 def load(path: Path) -> Explanation:
@@ -73,7 +74,8 @@ def load(path: Path) -> Explanation:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            # cloned: the tensors are views of the file, and change when somebody writes it again
+            arrays = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ArgumentError(
             "path", f"{path} is not a safetensors file", "a file that Explanation.save wrote"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ class IndexTarget(_Same):
                 f"{len(shape)}, one for each dimension after the batch",
                 ("Leave target out.", "Give one index: target=3.")[len(shape)] if len(shape) < 2 else "Give a tuple.",
             )
-        sizes = torch.tensor(shape)
+        sizes = torch.tensor(shape, device="cpu")
         wrong = ((self.indices >= sizes) | (self.indices < -sizes)).any(1)
         if wrong.any():
             example = int(wrong.nonzero()[0])
@@ -205,7 +206,7 @@ class NeuronTarget(_Same):
     layer: torch.nn.Module
     name: str
     index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
-    _seen: list[Any] = attrs.field(factory=list)
+    _seen: list[Tensor] = attrs.field(factory=list)
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""
@@ -215,7 +216,7 @@ class NeuronTarget(_Same):
                 f"target: layer {self.name!r} ran {len(seen)} times in one forward pass; a neuron's layer runs exactly "
                 "once. Choose a layer that does."
             )
-        output = rows_of(output_tensor(seen[0]), len(index))
+        output = rows_of(seen[0], len(index))
         if callable(self.index):
             return CallableTarget(self.index).select(output, index)
         picked = self._pick(output)
@@ -229,14 +230,14 @@ class NeuronTarget(_Same):
                 f"neuron index {self.index!r} came and layer {self.name!r} returns {tuple(output.shape)}",
                 f"{output.ndim - 1} indices, one for each dimension after the batch",
             )
+        inside = f"indices inside {tuple(output.shape[1:])}, the output of layer {self.name!r}"
         try:
-            return output[(slice(None), *wanted)]
+            picked = output[(slice(None), *wanted)]
         except IndexError as error:
-            raise ArgumentError(
-                "target",
-                f"neuron index {self.index!r} came",
-                f"indices inside {tuple(output.shape[1:])}, the output of layer {self.name!r}",
-            ) from error
+            raise ArgumentError("target", f"neuron index {self.index!r} came", inside) from error
+        if not picked.numel():
+            raise ArgumentError("target", f"neuron index {self.index!r} came", inside)
+        return picked
 
     def describe(self) -> Any:
         """Return the target as JSON can hold it."""
@@ -249,7 +250,7 @@ class NeuronTarget(_Same):
 
         def see(module: torch.nn.Module, args: Any, output: Any) -> None:
             if threading.get_ident() == owner:  # a pass that another thread makes is none of ours
-                self._seen.append(output)
+                self._seen.append(output_tensor(output).clone())  # the next layer may write over it
 
         handle = self.layer.register_forward_hook(see)
         try:
@@ -281,6 +282,11 @@ def resolve_neuron(unit: Neuron, model: Model) -> NeuronTarget:
     Raises:
         ArgumentError: the model has no such layer.
     """
+    wanted = unit.index if isinstance(unit.index, tuple) else (unit.index,)
+    known = all(isinstance(item, numbers.Integral | slice) and not isinstance(item, bool) for item in wanted)
+    if not callable(unit.index) and not (known and wanted):
+        expected = "one index, a tuple of ints and slices, or a callable"
+        raise ArgumentError("target", f"neuron index {unit.index!r} came", expected)
     module = model.module
     if module is None:
         raise ArgumentError(

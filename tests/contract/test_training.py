@@ -33,7 +33,7 @@ def test_batch_norm_and_dropout_in_training_are_said_and_their_state_is_kept(
 ) -> None:
     model, x = network().train(), draw(5, 4)
     before = state(model)
-    with pytest.warns(axplain.AxplainWarning, match=r"training mode: norm, hidden\.1") as caught:
+    with pytest.warns(axplain.AxplainWarning, match=r"training mode, where norm \(BatchNorm1d\), hidden\.1") as caught:
         case(model, x, target=1)
     assert "model.eval()" in str(caught[0].message) and "axplain.evaluating(model)" in str(caught[0].message)
     assert same(before, model) and all(module.training for module in model.modules())

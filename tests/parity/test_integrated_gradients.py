@@ -172,7 +172,7 @@ def test_the_convergence_delta_has_captums_sign_and_size() -> None:
         method="riemann_left",
         return_convergence_delta=True,
     )
-    with pytest.warns(axplain.AxplainWarning, match="Raise n_steps"):
+    with pytest.warns(axplain.AxplainWarning, match="raise n_steps"):
         ours = axplain.explain(model, X, target=1, n_steps=4, quadrature="left")
     assert ours.delta is not None
     assert float(delta.abs().max()) > 0.1, "the comparison needs a coarse rule"

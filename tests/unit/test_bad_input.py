@@ -179,7 +179,7 @@ BASELINES: dict[str, Bad] = {
     "a callable's set": ({"baselines": lambda x: {0.0}}, "baselines", "set {0.0}", "a tensor"),
     "a plugin without its need": ({"baselines": {"use": "value"}}, "baselines['value']", "nothing came", "a finite"),
     "a plugin's parameter": ({"baselines": {"use": "gaussian", "n": 0}}, "baselines['n']", "0 came", "at least 1"),
-    "a plugin's unknown one": ({"baselines": {"use": "zeros", "k": 1}}, "baselines", "'k'", "one of []"),
+    "a plugin's unknown one": ({"baselines": {"use": "zeros", "k": 1}}, "baselines['k']", "no such parameter", "none"),
     "a plugin that is a number": ({"baselines": {"use": 5}}, "baselines", "5", "the name of a baseline"),
     "a mean of nothing": ({"x": X[:, 0], "baselines": "mean"}, "baselines", "(5,)", "features to average"),
     "a blur of no picture": ({"baselines": "blur"}, "baselines", "(5, 4)", "channels and space"),
@@ -223,7 +223,7 @@ OTHERS: dict[str, Bad] = {
     "modality's type": (
         {"modality": {"use": "image", "transform": 3}}, "modality['transform']", "3 (int)", "a callable"
     ),
-    "modality's unknown": ({"modality": {"use": "image", "size": 3}}, "modality", "'size'", "['transform']"),
+    "modality's unknown": ({"modality": {"use": "image", "size": 3}}, "modality['size']", "no such", "transform"),
     "method number": ({"method": 3}, "method", "3 came", "the name of a method, a Spec, or the path of a TOML file"),
     "method none": ({"method": None}, "method", "None came", "the name of a method"),
     "method file": ({"method": "nowhere.toml"}, "method", "nowhere.toml", "TOML file"),

@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "too many items": ((0, 0), "baselines: 2 items came; expected 1"),
     "keys for one tensor": ({"x": 0}, "baselines: a dict with the keys"),
     "a name that is no text": ({"use": 3}, "baselines"),
-    "unknown parameter": ({"use": "value", "valeu": 1}, "baselines: baseline 'value' has no parameter 'valeu'"),
+    "unknown parameter": ({"use": "value", "valeu": 1}, r"baselines\['valeu'\]: value has no such parameter"),
     "missing parameter": ({"use": "value"}, r"baselines.*value.*nothing came"),
     "mistyped parameter": ({"use": "value", "value": "a"}, r"baselines.*value.*'a' \(str\) came"),
     "no references asked for": ({"use": "gaussian", "n": 0}, "baselines.*n.*0 came.*at least 1"),

@@ -334,7 +334,7 @@ def test_a_broken_spec_is_listed_with_its_reason_and_harms_nobody(install: Any) 
     assert sorted(line.split()[0] for line in result.stdout.splitlines()[1:]) == axplain.methods()
     assert result.stderr == "note: 2 plugins are left out: `axplain doctor` says why.\n"
     words = " ".join(run("doctor", status=1).stdout.split())
-    assert "guest_specs/guest.toml: there is no perturbation 'nothing' @ composition.perturbation" in words
+    assert "there is no perturbation 'nothing' @ guest_specs/guest.toml.composition.perturbation" in words
     assert "guest_specs/bad.toml" in words and "not TOML" in words
     assert "2 broken." in words
     assert "there is no perturbation 'nothing'" in run("show", "guest_gradient", status=1).stderr

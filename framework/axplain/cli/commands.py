@@ -447,9 +447,8 @@ def _extra_text(extra: str) -> str:
 
 
 def _reason(broken: Broken) -> str:
-    """Return why a plugin is broken, one fault a line; most faults name the file themselves."""
-    reason = broken.reason if broken.origin in broken.reason else f"{broken.origin}: {broken.reason}"
-    return reason.replace("; ", "\n")
+    """Return why a plugin is broken, one fault a line."""
+    return broken.reason.replace("; ", "\n")
 
 
 def _orphans() -> list[tuple[str, str]]:

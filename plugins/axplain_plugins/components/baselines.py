@@ -33,7 +33,7 @@ class Given:
     rows: Tensor
 
     def references(self, x: Tensor, key: Key) -> Tensor:
-        return self.rows.unsqueeze(1)
+        return _rows(self.rows).unsqueeze(1)
 
 
 @attrs.frozen(eq=False)
@@ -43,7 +43,7 @@ class Set:
     rows: Tensor
 
     def references(self, x: Tensor, key: Key) -> Tensor:
-        return self.rows.unsqueeze(0)
+        return _rows(self.rows).unsqueeze(0)
 
 
 @attrs.frozen(eq=False)
@@ -56,7 +56,15 @@ class Function:
         rows = self.function(x)
         if not isinstance(rows, Tensor):
             raise ArgumentError("baselines", f"the callable returned {type(rows).__name__}", "a tensor shaped like x")
-        return rows.unsqueeze(1)
+        return _rows(rows).unsqueeze(1)
+
+
+def _rows(rows: Tensor) -> Tensor:
+    if rows.ndim == 0:
+        raise ArgumentError(
+            "baselines", "a tensor without dimensions came", "one row for all examples, or one for each"
+        )
+    return rows
 
 
 @attrs.frozen
@@ -109,15 +117,16 @@ class Uniform:
     high: float | None
 
     def references(self, x: Tensor, key: Key) -> Tensor:
-        flat = x.flatten(1)
-        shape = (len(x), *[1] * (x.ndim - 1))
-        low = flat.amin(1).view(shape) if self.low is None else torch.full(shape, self.low).to(x)
-        high = flat.amax(1).view(shape) if self.high is None else torch.full(shape, self.high).to(x)
-        return torch.stack([low + (high - low) * self._noise(x, key.at(k)) for k in range(self.n)], 1)
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ArgumentError("baselines", f"low={self.low} and high={self.high} came", "low at most high")
+        space = tuple(range(1, x.ndim))
+        low = x.amin(space, keepdim=True) if self.low is None else self.low
+        high = x.amax(space, keepdim=True) if self.high is None else self.high
+        return torch.stack([(low + (high - low) * self._noise(x, key.at(k))).expand_as(x) for k in range(self.n)], 1)
 
     @staticmethod
     def _noise(x: Tensor, key: Key) -> Tensor:
-        return torch.rand(x.shape[1:], generator=key.generator(), dtype=torch.float32).to(x)
+        return torch.rand(x.shape[1:], generator=key.generator(), dtype=torch.float32, device="cpu").to(x)
 
 
 @attrs.frozen

@@ -25,7 +25,9 @@ class Identity:
 
     def draw(self, block: Problem, samples: range) -> Points:
         tangent = tuple(tensor.unsqueeze(0) for tensor in block.inputs)
-        return Points(block.inputs, samples=1, weight=torch.ones(1, dtype=torch.float64), tangent=tangent)
+        return Points(
+            block.inputs, samples=1, weight=torch.ones(1, dtype=torch.float64, device=block.device), tangent=tangent
+        )
 
 
 @hookimpl

@@ -18,9 +18,14 @@ from axplain.structure import Tensors, accumulator, map_tensors, rows_by_samples
 
 @attrs.frozen(eq=False)
 class Moments:
-    """Count, mean, and sum of squared deviations of each element so far (Welford; Chan et al. 1983 for chunks)."""
+    """Count, mean, and sum of squared deviations of each element so far (Welford; Chan et al. 1983 for chunks).
+
+    Both are of the samples minus `origin`, the first sample: where the mean is far above the spread, sums of the
+    samples themselves would lose the spread's digits.
+    """
 
     count: int
+    origin: Tensors
     means: Tensors
     spreads: Tensors
 
@@ -32,7 +37,7 @@ class Moments:
         means = map_tensors(lambda mean, step: mean + step * share, self.means, shift)
         cross = self.count * share
         spreads = map_tensors(lambda a, b, step: a + b + step * step * cross, self.spreads, other.spreads, shift)
-        return Moments(count, means, spreads)
+        return Moments(count, self.origin, means, spreads)
 
 
 @attrs.frozen
@@ -56,21 +61,22 @@ class MomentAggregation:
             if self.multiply_by == "tangent" and points.tangent is not None:
                 terms = terms * points.tangent[i]
             samples.append(self.transform(terms) if self.transform else terms)
-        chunk = _moments(tuple(samples))
+        origin = state.origin if state else tuple(terms[0] for terms in samples)
+        chunk = _moments(map_tensors(torch.sub, tuple(samples), origin), origin)
         return chunk if state is None else state.merge(chunk)
 
     def finish(self, state: Moments, block: Problem) -> Reduced:
         return Reduced(self.read(state), _standard_errors(state) if self.errors and state.count > 1 else None)
 
 
-def _moments(samples: Tensors) -> Moments:
+def _moments(samples: Tensors, origin: Tensors) -> Moments:
     means = map_tensors(lambda terms: terms.mean(0), samples)
     spreads = map_tensors(lambda terms, mean: (terms - mean).square().sum(0), samples, means)
-    return Moments(len(samples[0]), means, spreads)
+    return Moments(len(samples[0]), origin, means, spreads)
 
 
 def _means(moments: Moments) -> Tensors:
-    return moments.means
+    return map_tensors(torch.add, moments.origin, moments.means)
 
 
 def _variances(moments: Moments) -> Tensors:

@@ -27,7 +27,7 @@ KEPT_BYTES: Final = 256 * 2**20  # gradients are kept until the end, so examples
 
 @attrs.frozen
 class Bisection:
-    """Halves pieces of each example's path until the sum of their errors, its residual, is within the tolerance."""
+    """Halves pieces of each example's path until the sum of their errors, its residual, is small and not by luck."""
 
     max_steps: int
 
@@ -55,18 +55,20 @@ class Bisection:
     def _worst(self, path: _Path, pieces: Tensor, tolerance: float) -> Tensor:
         """Mark the pieces to halve of the examples whose residual is too large, within each example's budget.
 
-        At most every second piece is halved before the residual is looked at again: errors of kinks cancel in part.
+        A residual can be small because errors of both signs happen to cancel. So the root of the sum of squares, what
+        errors of random signs would leave, must be within the tolerance too. At most every second piece is halved
+        before both are looked at again.
         """
         error = path.errors(pieces)
         owner = path.examples[pieces[:, 0]]
-        marked = torch.zeros(len(pieces), dtype=torch.bool)
+        marked = torch.zeros_like(owner, dtype=torch.bool)
         for example in torch.unique(owner).tolist():
             mine = (owner == example).nonzero().squeeze(1)
-            if abs(float(error[mine].sum())) <= tolerance:
+            if abs(float(error[mine].sum())) <= tolerance and float(error[mine].norm()) <= tolerance:
                 continue
             order = mine[error[mine].abs().argsort(descending=True)]
-            rest = error[order].abs().flip(0).cumsum(0).flip(0)  # what this piece and all smaller ones leave
-            wanted = min(int((rest > tolerance / 2).sum()), (len(mine) + 1) // 2)
+            rest = error[order].square().flip(0).cumsum(0).flip(0).sqrt()  # what this piece and all smaller ones leave
+            wanted = min(max(int((rest > tolerance / 2).sum()), 1), (len(mine) + 1) // 2)
             affordable = (self.max_steps - int((path.examples == example).sum())) // 2
             marked[order[: min(wanted, affordable)]] = True
         return marked
@@ -91,16 +93,18 @@ class _Path:
         """Return the path of each example, without nodes."""
         start = map_tensors(lambda s, x: s.expand_as(x), problem.reference_table().column(0), problem.inputs)
         step = map_tensors(torch.sub, problem.inputs, start)
-        empty = torch.empty(0, dtype=torch.float64)
-        return cls(problem, engine, start, step, torch.empty(0, dtype=torch.long), empty, empty, empty, [])
+        empty = torch.empty(0, dtype=torch.float64, device="cpu")
+        return cls(problem, engine, start, step, empty.long(), empty, empty, empty, [])
 
     def first_pieces(self, count: int) -> Tensor:
         """Evaluate an even grid and return its pieces: (pieces, 3) nodes left, middle, right."""
         batch, nodes = self.problem.batch, 2 * count + 1
-        self._evaluate(torch.arange(batch).repeat(nodes), torch.linspace(0, 1, nodes).double().repeat_interleave(batch))
-        left = torch.arange(0, 2 * count, 2)
-        grid = torch.stack([left, left + 1, left + 2], 1)
-        return (grid[:, None] * batch + torch.arange(batch)[None, :, None]).flatten(0, 1)
+        grid = torch.linspace(0, 1, nodes, dtype=torch.float64, device="cpu")
+        everyone = torch.arange(batch, device="cpu")
+        self._evaluate(everyone.repeat(nodes), grid.repeat_interleave(batch))
+        left = torch.arange(0, 2 * count, 2, device="cpu")
+        pieces = torch.stack([left, left + 1, left + 2], 1) * batch
+        return (pieces[:, None] + everyone[None, :, None]).flatten(0, 1)
 
     def halve(self, pieces: Tensor) -> Tensor:
         """Evaluate the two new middles of each piece and return its halves."""
@@ -109,7 +113,7 @@ class _Path:
         after = (self.positions[middle] + self.positions[right]) / 2
         first = len(self.positions)
         self._evaluate(self.examples[left].repeat(2), torch.cat([before, after]))
-        new = torch.arange(first, first + 2 * len(pieces)).view(2, -1)
+        new = torch.arange(first, first + 2 * len(pieces), device="cpu").view(2, -1)
         return torch.cat([torch.stack([left, new[0], middle], 1), torch.stack([middle, new[1], right], 1)])
 
     def errors(self, pieces: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ class RandomPath:
         if len(stdevs) != inputs:
             raise ArgumentError("stdev", f"{len(stdevs)} values came", f"one number, or {inputs}: one for each input")
         generator = problem.key.at("path").generator()
-        columns = torch.randint(problem.reference_table().count, (self.n,), generator=generator)
-        alphas = torch.rand(self.n, generator=generator, dtype=torch.float64)
+        columns = torch.randint(problem.reference_table().count, (self.n,), generator=generator, device="cpu")
+        alphas = torch.rand(self.n, generator=generator, dtype=torch.float64, device="cpu")
         return RandomPlan(self.n, columns, alphas, stdevs, problem.key)
 
 

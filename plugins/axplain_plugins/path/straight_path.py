@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import torch
@@ -15,6 +15,9 @@ from axplain import ArgumentError, hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Points
 from axplain.structure import map_tensors, trailing
+
+#: rules are computed on the CPU in float64, whatever the default device and dtype
+DOUBLE: Final[dict[str, Any]] = {"dtype": torch.float64, "device": "cpu"}
 
 
 @attrs.frozen
@@ -66,21 +69,21 @@ def nodes_and_weights(rule: str, n: int) -> tuple[Tensor, Tensor]:
 
 def _evenly(offset: float) -> Callable[[int], tuple[Tensor, Tensor]]:
     def rule(n: int) -> tuple[Tensor, Tensor]:
-        return (torch.arange(n, dtype=torch.float64) + offset) / n, torch.ones(n, dtype=torch.float64)
+        return (torch.arange(n, **DOUBLE) + offset) / n, torch.ones(n, **DOUBLE)
 
     return rule
 
 
 def _trapezoid(n: int) -> tuple[Tensor, Tensor]:
-    weights = torch.ones(n, dtype=torch.float64)
+    weights = torch.ones(n, **DOUBLE)
     weights[[0, -1]] = 0.5
-    return torch.linspace(0, 1, n, dtype=torch.float64), weights
+    return torch.linspace(0, 1, n, **DOUBLE), weights
 
 
 @functools.lru_cache(maxsize=32)
 def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
     """Find the roots of the Legendre polynomial by Newton's method from Tricomi's estimate; all roots at once."""
-    k = torch.arange(1, n + 1, dtype=torch.float64)
+    k = torch.arange(1, n + 1, **DOUBLE)
     x = torch.cos(math.pi * (k - 0.25) / (n + 0.5))
     for _ in range(8):  # quadratic: four are enough for n = 10,000
         value, slope = _legendre(n, x)
