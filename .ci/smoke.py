@@ -9,7 +9,8 @@ x = torch.randn(2, 4, dtype=torch.float64)
 
 assert not axplain.catalog().broken, axplain.catalog().broken
 for method in axplain.methods():
-    explanation = axplain.explain(model, x, method, baselines=None if method != "gradient_shap" else x.mean(0, keepdim=True))
+    baselines = x.mean(0, keepdim=True) if axplain.describe(method).baseline == "reference_set" else None
+    explanation = axplain.explain(model, x, method, baselines=baselines)
     assert explanation.attributions.shape == x.shape
     print(explanation)
 

@@ -294,11 +294,9 @@ def _index(item: Any) -> int:
 
 def _per_example(indices: Tensor, batch: int, given: Any) -> Tensor:
     if len(indices) not in (1, batch):
-        raise ArgumentError(
-            "target", f"{len(indices)} targets came for {batch} examples" if len(indices) else f"{given!r} came, 0 targets",
-            "one for each example",
-            "One index into several dimensions is a tuple, not a list.",
-        )  # fmt: skip
+        came = f"{len(indices)} targets came for {batch} examples" if len(indices) else f"{given!r} came, 0 targets"
+        cure = "One index into several dimensions is a tuple, not a list."
+        raise ArgumentError("target", came, "one for each example", cure)
     return indices.reshape(len(indices), -1)
 
 
