@@ -76,10 +76,13 @@ def _call(given: Any, x: Any) -> Any:
         takes_x = bool(inspect.signature(given).parameters)
     except ValueError:  # some builtins have no signature
         takes_x = True
-    made = given(x) if takes_x else given()
-    if made is None:
+    return _made(given(x) if takes_x else given())
+
+
+def _made(baselines: Any) -> Any:
+    if baselines is None:
         raise ArgumentError("baselines", "the callable returned NoneType", "a tensor, or a number")
-    return made
+    return baselines
 
 
 def _items(given: Any, structure: Structure) -> tuple[Any, ...]:
@@ -107,6 +110,8 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
     """Return (1 or batch, k, ...) references for one input."""
     if isinstance(item, Distribution):
         item, as_set = item.rows, True
+    if callable(item) and not isinstance(item, Tensor):
+        item = _made(item(x))
     if hasattr(item, "__array__") and not isinstance(item, Tensor):
         item = torch.as_tensor(item, device=x.device)
     if isinstance(item, Tensor) and item.ndim == 0:
@@ -147,8 +152,6 @@ def _plugin(item: Any, x: Tensor, as_set: bool, label: str) -> Baseline:
         return _build(item, {}, label)
     if isinstance(item, Mapping) and "use" in item:
         return _build(item["use"], {name: value for name, value in item.items() if name != "use"}, label)
-    if callable(item) and not isinstance(item, Tensor):
-        return _build("callable", {"function": item}, label)
     if isinstance(item, Tensor):
         _check_tensor(item, x, as_set, label)
         return _build("distribution" if as_set else "tensor", {"rows": item}, label)
