@@ -51,7 +51,7 @@ def test_the_state_of_a_model_in_training_is_kept_on_failure(case: Case, network
 def test_only_modules_that_behave_differently_are_reason_to_warn(case: Case, draw: Make) -> None:
     layers = (nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.0), nn.LayerNorm(5), nn.Linear(5, 3))
     model = nn.Sequential(*layers).double().train()
-    case(model, draw(5, 4), target=1)  # any warning is an error in these tests
+    case(model, draw(5, 4), target=1, verify=False)  # any warning is an error in these tests
 
 
 def test_a_norm_in_evaluation_inside_a_model_in_training_is_no_reason_to_warn(
