@@ -268,7 +268,7 @@ def _provenance(asked: Question) -> dict[str, Any]:
     spec = asked.call.spec
     first = asked.problem.inputs[0]
     return {
-        "axplain": version("axplain"),
+        "axplain": _version("axplain"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "distribution": spec.distribution or spec.origin,
@@ -280,6 +280,7 @@ def _provenance(asked: Question) -> dict[str, Any]:
     }
 
 
+@functools.cache  # a look into the file system that would cost more than a small model's passes
 def _version(distribution: str) -> str | None:
     try:
         return version(distribution) if distribution else None

@@ -131,15 +131,17 @@ class IndexTarget(_Same):
                 f"{len(shape)}, one for each dimension after the batch",
                 ("Leave target out.", "Give one index: target=3.")[len(shape)] if len(shape) < 2 else "Give a tuple.",
             )
-        sizes = torch.tensor(shape, device="cpu")
-        wrong = ((self.indices >= sizes) | (self.indices < -sizes)).any(1)
-        if wrong.any():
-            example = int(wrong.nonzero()[0])
-            raise ArgumentError(
-                "target",
-                f"{self.indices[example].tolist()} came for example {example}",
-                f"indices inside {tuple(shape)}, what the model returns per example",
-            )
+        for column, size in zip(self.indices.unbind(1), shape, strict=True):
+            low, high = (int(end) for end in column.aminmax())
+            if low < -size or high >= size:
+                wrong = int(((column < -size) | (column >= size)).nonzero()[0])
+                came = self.indices[wrong].tolist()
+                raise ArgumentError(
+                    "target",
+                    f"{came[0] if len(came) == 1 else tuple(came)} came"
+                    + (f" for example {wrong}" if len(self.indices) > 1 else ""),
+                    f"indices inside {tuple(shape)}, what the model returns per example",
+                )
 
     def take(self, index: Tensor) -> IndexTarget:
         """Return the target of some examples."""
