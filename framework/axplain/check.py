@@ -36,6 +36,9 @@ def completeness(problem: Problem, engine: Engine, outcome: Outcome) -> dict[str
 
 def _distinct_questions(problem: Problem, references: References, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the reference rows to ask, an example that asks each, and where each of `index` finds its answer."""
+    if problem.batch == 1 and len(references.rows[0]) == index.shape[1]:  # each row is asked once by the one example
+        rows = index.flatten()
+        return rows, torch.zeros_like(rows), torch.arange(len(rows), device=rows.device)
     variants = problem.variants()
     pairs = torch.stack([index.flatten(), variants[:, None].expand_as(index).flatten()], 1)
     distinct, place = torch.unique(pairs, dim=0, return_inverse=True)
@@ -65,6 +68,6 @@ def warn_incomplete(claim: Claim, method: str, outcome: Outcome, dtype: torch.dt
     worst = int(excess.argmax())
     if float(excess[worst]) > 0:
         warn(
-            f"{method}: the attributions of example {worst} sum to {float(residual[worst]):+.3g} more than "
-            f"F(x) - F(x') = {float(scale[worst]):.3g}, beyond {claim.warn_above:.0%} of it. {claim.cure}"
+            f"{method}: the attributions of example {worst} sum to {float(residual[worst] + scale[worst]):.4g} where "
+            f"F(x) - F(x') = {float(scale[worst]):.4g}, off by more than {claim.warn_above:.0%} of it. {claim.cure}"
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from axplain.check import completeness
 from axplain.discovery import catalog
 from axplain.engine import Engine
-from axplain.parameters import Call, settle
+from axplain.parameters import Call, settle, settle_values
 from axplain.problem import Problem
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Reduced, Settings
 from axplain.registry import registry
@@ -105,7 +105,7 @@ class Composed:
         aggregation = _component("aggregation", composition.aggregation, values)
         problem = attrs.evolve(problem, key=problem.key.at(self.spec.name))
         pipeline = _Pipeline(engine, perturbation.plan(problem), self._evaluation(settings), aggregation)
-        blocks = [pipeline.reduce(problem.take(index)) for index in engine.blocks(problem, pipeline.evaluation.need)]
+        blocks = [pipeline.reduce(problem.block(index)) for index in engine.blocks(problem, pipeline.evaluation.need)]
         return _concatenate(blocks, pipeline.plan)
 
     def _evaluation(self, settings: Settings) -> _AskModel | _AskMethod:
@@ -185,10 +185,7 @@ def _component(kind: str, use: Use, values: Mapping[str, Any]) -> Any:
     """Build a component from its spec, its own defaults, and the arguments that the composition gives it."""
     name = values[use.name.parameter] if isinstance(use.name, FromParameter) else use.name
     spec = catalog().find(name, kind)
-    given = use.resolve(values)
-    return registry().build(
-        spec, {key: given.get(key, parameter.default) for key, parameter in spec.parameters.items()}
-    )
+    return registry().build(spec, settle_values(spec, use.resolve(values), f"{name}[{{!r}}]"))
 
 
 def _concatenate(blocks: list[tuple[Reduced, dict[str, Tensor]]], plan: Plan) -> Outcome:

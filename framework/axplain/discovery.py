@@ -168,6 +168,8 @@ def composition_fault(spec: Spec, specs: Mapping[tuple[str, str], Spec]) -> str:
     perturbation, aggregation = found.get("perturbation"), found.get("aggregation")
     if perturbation is None or aggregation is None:
         return ""
+    if "references" in perturbation.provides and composition.baseline == "none":
+        return f"perturbation {perturbation.name!r} starts from references: say which @ composition.baseline"
     missing = aggregation.needs - perturbation.provides - GIVES[composition.evaluation.kind]
     multiply = composition.aggregation.arguments.get("multiply_by")
     if multiply == "tangent" and "tangent" not in perturbation.provides:

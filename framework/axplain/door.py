@@ -15,7 +15,7 @@ from axplain.discovery import catalog
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.model import Model
 from axplain.parameters import Call, settle, settle_values
-from axplain.problem import Arguments, Problem
+from axplain.problem import Arguments, Problem, References
 from axplain.protocols import Modality
 from axplain.randomness import Key
 from axplain.references import resolve_references
@@ -50,6 +50,7 @@ class Question:
     verify: bool
     seed: int
     modality: str | None
+    baselines: str
 
 
 def question(
@@ -79,8 +80,9 @@ def question(
     """
     call = settle_call(method, noise, parameters)
     spec = call.innermost.spec
-    if layer is not None and "layer" not in spec.seats:
-        raise ArgumentError("layer", f"{layer!r} came", f"nothing: {spec.name} explains the input", "Leave it out.")
+    if layer is not None:
+        cure = "For one unit of it pass target=axplain.neuron(layer, index)."
+        raise ArgumentError("layer", f"{layer!r} came", "nothing: no method of this version explains a layer", cure)
     if feature_mask is not None:
         raise ArgumentError(
             "feature_mask", "a mask came", f"nothing: {call.spec.name} does not group features", "Leave it out."
@@ -113,7 +115,17 @@ def question(
         verify=_flag(verify, "verify"),
         seed=key.seed,
         modality=modality_name,
+        baselines=_baselines_in_words(baselines, problem.references),
     )
+
+
+def _baselines_in_words(given: Any, references: References | None) -> str:
+    """Say for the record what stood for absence: a name or a number as given, else its kind, and how many."""
+    if references is None:
+        return "none"
+    plain = isinstance(given, str | int | float) or (isinstance(given, Mapping) and "use" in given)
+    words = "zeros (default)" if given is None else str(given) if plain else type(given).__name__
+    return f"{words[:80]}, {references.count} for each example"
 
 
 def settle_call(method: Any, noise: Any, parameters: Mapping[str, Any]) -> Call:
@@ -158,14 +170,21 @@ def _inputs(x: Any, call: Call) -> tuple[Tensors, Structure]:
     structure = structure_of(x)
     if structure is None:
         raise ArgumentError(
-            "x", f"{type(x).__name__} came", "a tensor, a tuple of tensors or a dict of keyword inputs",
-            f"For pictures, paths and the like pass modality=, one of: {', '.join(catalog().names('modality'))}.",
-        )  # fmt: skip
+            "x", f"{type(x).__name__} came", "a tensor, a tuple of tensors or a dict of keyword inputs", _cure_of_x(x)
+        )
     items = structure.unpack(x)
     labels = structure.labels("x")
     for label, item in zip(labels, items, strict=True):
         _check_input(label, item, items[0], call)
     return tuple(_usable(item).detach() for item in items), structure
+
+
+def _cure_of_x(x: Any) -> str:
+    if hasattr(x, "__array__"):
+        return "Call torch.from_numpy(x)."
+    if isinstance(x, list) and all(isinstance(item, Tensor) for item in x):
+        return "Several inputs go in a tuple, examples of one input in torch.stack(x)."
+    return f"For pictures, paths and the like pass modality=, one of: {', '.join(catalog().names('modality'))}."
 
 
 def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
@@ -189,8 +208,8 @@ def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
         if spec.requires.input_dtype == "floating" and not item.is_floating_point():
             raise ArgumentError(
                 label, f"{item.dtype} came", f"a floating tensor: {spec.name} differentiates with respect to it",
-                "For token ids pass the embeddings (inputs_embeds=...) as x or explain a layer; pass what is not to be "
-                "explained through additional_forward_args or forward_kwargs.",
+                "For token ids pass the embeddings (inputs_embeds=...) as x; pass what is not to be explained through "
+                "additional_forward_args or forward_kwargs.",
             )  # fmt: skip
 
 
@@ -240,9 +259,24 @@ def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Struct
         if isinstance(value, Tensor) and value.device != device:
             argument = f"additional_forward_args[{name}]" if isinstance(name, int) else f"forward_kwargs[{name!r}]"
             raise ArgumentError(argument, f"a tensor on {value.device} came", f"one on {device}, where x is")
+    for name, value in everything.items():
+        if batch > 1 and isinstance(value, list | tuple | Mapping) and _has_a_row_each(value, batch):
+            argument = f"additional_forward_args[{name}]" if isinstance(name, int) else f"forward_kwargs[{name!r}]"
+            raise ArgumentError(
+                argument, f"a {type(value).__name__} with one item for each of {batch} examples came",
+                "a tensor, whose rows follow the examples", "axplain.shared(value) passes it as it is.",
+            )  # fmt: skip
     follow = frozenset(n for n, v in everything.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch)
     plain = {name: _usable(value.value if isinstance(value, Shared) else value) for name, value in everything.items()}
     return Arguments(tuple(plain[i] for i in range(len(values))), {name: plain[name] for name in named}, follow)
+
+
+def _has_a_row_each(value: Any, batch: int) -> bool:
+    """Whether a container looks as if it had to follow the examples, which only tensors do."""
+    items = list(value.values()) if isinstance(value, Mapping) else value
+    if any(isinstance(item, Tensor) and item.ndim > 0 and len(item) == batch for item in items):
+        return True
+    return not isinstance(value, Mapping) and len(items) == batch
 
 
 def _usable(value: Any) -> Any:

@@ -116,10 +116,8 @@ class Engine:
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
-            with torch.enable_grad():
-                arguments = problem.arguments.rows(index)
-                with problem.target.watching(problem.model):
-                    return saved_bytes(lambda: problem.model(_leaves(x)[1], arguments))
+            with torch.enable_grad(), problem.target.watching(problem.model):
+                return saved_bytes(lambda: self._pass(problem, _leaves(x)[1], index))
 
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)
         try:
@@ -142,7 +140,7 @@ class Engine:
             if all(gradient is None for gradient in gradients):
                 raise UnsupportedModel(
                     "model: its output does not depend differentiably on x: it detaches, rounds, or is under no_grad. "
-                    "Use a method that needs no gradients, or explain a layer behind that step."
+                    "Choose a target before that step: target=axplain.neuron(layer, index)."
                 )
             self._count(len(index), len(index))
         terms = tuple(
@@ -153,9 +151,20 @@ class Engine:
 
     def _select(self, problem: Problem, rows: Tensors, index: Tensor) -> Tensor:
         with problem.target.watching(problem.model):
-            raw = problem.model(rows, problem.arguments.rows(index))
+            raw = self._pass(problem, rows, index)
             value = problem.target.select(raw, index)
         return value.to(accumulator(value.dtype))
+
+    def _pass(self, problem: Problem, rows: Tensors, index: Tensor) -> Any:
+        try:
+            return problem.model(rows, problem.arguments.rows(index))
+        except Exception as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in problem.inputs)
+            error.add_note(
+                f"axplain: the model failed on {len(index)} rows; x has the shape {shapes}, and its first dimension is "
+                "the batch: for one example call x.unsqueeze(0)."
+            )
+            raise
 
     def _count(self, forward: int, backward: int) -> None:
         if self._checking:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from axplain.cost import Cost
+from axplain.errors import ArgumentError
 from axplain.structure import Structure, Tensors
 
 
@@ -59,6 +60,14 @@ class Explanation:
         """The attributions as a flat tuple, one tensor per input."""
         return self.structure.unpack(self.attributions)
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
+        return state | {"model": None}  # a weak reference does not travel
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
     def __repr__(self) -> str:
         shapes = self.structure.pack([tuple(tensor.shape) for tensor in self.tensors])
         target = str(self.target) if len(str(self.target)) <= 40 else str(self.target)[:37] + "..."
@@ -66,7 +75,15 @@ class Explanation:
         return f"Explanation({self.method!r}, target={target}, shape={shapes}{delta}, {self.seconds:.2f}s)"
 
     def top(self, k: int = 5, example: int = 0) -> list[Feature]:
-        """Return the k elements of one example with the largest absolute attribution, largest first."""
+        """Return the k elements of one example with the largest absolute attribution, largest first.
+
+        Raises:
+            ArgumentError: k is negative, or there is no such example.
+        """
+        batch = len(self.tensors[0])
+        if k < 0 or not -batch <= example < batch:
+            raise ArgumentError("top", f"k={k}, example={example} came", f"k of at least 0, one of {batch} examples")
+        example %= batch
         candidates = []
         for name, tensor in zip(self.structure.labels("x"), self.tensors, strict=True):
             flat = tensor[example].flatten()

@@ -86,14 +86,15 @@ def explain(
             {"use": name, ...}; a tuple or dict of these for several inputs; `axplain.distribution(t)` for a set.
         layer: reserved: methods of this version explain the input.
         feature_mask: groups of features, for methods that switch features on and off.
-        additional_forward_args: positional arguments after x, not explained. Tensors with one row per example follow
-            the examples; `axplain.shared(t)` passes a tensor as it is.
+        additional_forward_args: positional arguments after x (before it, where x is a dict), not explained. Tensors
+            with one row per example follow the examples; `axplain.shared(t)` passes one as it is.
         forward_kwargs: the same, by keyword.
         noise: a noise mode around the method: a name or {"mode": name, "n_samples": 10, "stdev": 0.1}.
         modality: how to encode an x that is no tensor: a name or {"use": "image", "transform": ...}.
         batch_size: rows of one model pass; "auto" measures what fits.
         seed: of everything drawn; None draws a fresh one and records it.
-        tolerance: refine until the residual is at most this, in units of the target, instead of a fixed rule.
+        tolerance: refine until the residual is at most this, in units of the target, instead of a fixed rule. It
+            bounds the sum; where errors of both signs cancel, single attributions are off by a little more.
         verify: check the answer where the method claims completeness, and the model for determinism.
         progress: True shows a bar; a callback gets (rows done, rows in all), and may raise to cancel.
         **parameters: of the method; `axplain.describe(method)` lists them.
@@ -277,6 +278,8 @@ def _provenance(asked: Question) -> dict[str, Any]:
         "device": str(first.device),
         "dtype": str(first.dtype).removeprefix("torch."),
         "modality": asked.modality,
+        "baselines": asked.baselines,
+        "batch_size": asked.batch_size,
     }
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 MIB: Final = 2**20
-#: On a CPU the cost of larger chunks is page faults of fresh memory: about 32 MiB of saved tensors was best or equal
+#: On a CPU the cost of larger chunks is page faults of fresh memory: about 24 MiB of saved tensors was best or equal
 #: on every workload that was measured; models of 5 to 30 MiB a row still gain from 8 rows at once.
-CPU_BUDGET: Final = 32 * MIB
+CPU_BUDGET: Final = 24 * MIB
 CPU_LARGE_ROWS: Final = 8
 CPU_LARGE_BUDGET: Final = 256 * MIB
 CPU_MOST_ROWS: Final = 4096

@@ -1,4 +1,4 @@
-"""The user's model behind one call: how inputs are passed, which tensor is its output, and how many rows it ran."""
+"""The user's model behind one call: how inputs are passed, and which tensor is its output."""
 
 from __future__ import annotations
 

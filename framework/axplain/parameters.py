@@ -13,7 +13,7 @@ import attrs
 from axplain.discovery import catalog, composition_fault
 from axplain.errors import ArgumentError, SpecError, near_names
 from axplain.formula import Formula
-from axplain.reader import read_spec, spec_faults
+from axplain.reader import RESERVED, read_spec, spec_faults
 from axplain.specs import Parameter, Spec
 
 
@@ -63,7 +63,7 @@ def settle_values(spec: Spec, given: Mapping[str, Any], label: str = "{}") -> di
     """
     unknown = sorted(map(str, given.keys() - spec.parameters.keys()))
     if unknown:
-        near = near_names(unknown[0], spec.parameters)
+        near = near_names(unknown[0], {*spec.parameters, *(RESERVED if label == "{}" else ())})
         raise ArgumentError(
             label.format(unknown[0]),
             f"{spec.name} has no such parameter",
@@ -145,7 +145,7 @@ def settle_parameter(name: str, parameter: Parameter, value: Any, spec: Spec) ->
 
 
 def _check_bounds(spec: Spec, values: Mapping[str, Any], label: str) -> None:
-    """Check the bounds that follow from the parameters alone; those over features wait until features are known."""
+    """Check the bounds, which follow from the parameters alone."""
     for name, parameter in spec.parameters.items():
         items = values[name] if isinstance(values[name], tuple) else (values[name],)
         for low, bound in ((True, parameter.min), (False, parameter.max)):

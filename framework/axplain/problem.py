@@ -113,6 +113,10 @@ class Problem:
             clean=self.clean[index] if self.clean is not None else None,
         )
 
+    def block(self, index: Tensor) -> Problem:
+        """Return the question about a block of consecutive examples; all of them together are the problem itself."""
+        return self if len(index) == self.batch else self.take(index)
+
     def at(self, inputs: Tensors) -> Problem:
         """Return the same question about other inputs, such as noisy copies of the examples."""
         return attrs.evolve(self, inputs=inputs, clean=None)

@@ -38,7 +38,11 @@ RESERVED = frozenset(
         *("forward_kwargs", "noise", "modality", "batch_size", "seed", "tolerance", "verify", "progress"),
     }
 )
-_FORMULA_NAMES = {"batch", "references", "features", "inner.forward_rows", "inner.backward_rows"}
+_FORMULA_NAMES = {"batch", "references", "inner.forward_rows", "inner.backward_rows"}
+_DEFAULTS: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "bool": (bool,), "choice": (str,), "text": (str,), "method": (str, dict),
+    "tensor": (), "callable": (),
+}  # fmt: skip
 _INTERNAL = {"origin", "distribution"}
 
 
@@ -116,6 +120,8 @@ def _parameter_faults(spec: Spec) -> list[str]:
             faults.append(f"choices belong to type = 'choice' and only there @ parameters.{name}.choices")
         elif parameter.choices and parameter.default is not None and parameter.default not in parameter.choices:
             faults.append(f"default {parameter.default!r} is not among the choices @ parameters.{name}.default")
+        elif parameter.default is not None and type(parameter.default) not in _DEFAULTS[parameter.type]:
+            faults.append(f"default {parameter.default!r} is no {parameter.type} @ parameters.{name}.default")
     return faults
 
 

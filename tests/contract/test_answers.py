@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,3 +186,10 @@ def test_top_gives_the_largest_magnitudes_over_all_inputs(case: Case, network: M
         assert [(feature.input, feature.index) for feature in top] == ranked[:k]
         assert all(feature.value == everything[feature.input, feature.index] for feature in top)
         assert all(feature.example == 2 and math.isfinite(feature.value) for feature in top)
+
+
+def test_an_explanation_can_be_pickled_and_says_what_stood_for_absence(network: Make, draw: Make) -> None:
+    answer = axplain.explain(network(), draw(5, 4), target=1, baselines=0.5, verify=False)
+    copy = pickle.loads(pickle.dumps(answer))
+    assert torch.equal(copy.attributions, answer.attributions) and copy.model is None
+    assert copy.provenance["baselines"] == "0.5, 1 for each example"

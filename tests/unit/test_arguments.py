@@ -159,3 +159,24 @@ def test_a_callable_baseline_gets_the_inputs_in_their_structure() -> None:
     assert len(seen) == 1 and seen[0] is x
     torch.testing.assert_close(answer.attributions["left"], x["left"])
     torch.testing.assert_close(answer.attributions["right"], 1.5 * x["right"])
+
+
+@pytest.mark.parametrize(
+    "value", [[1.0, 2.0, 3.0], (1, 2, 3), {"weight": torch.ones(3, 1)}], ids=["list", "tuple", "dict"]
+)
+def test_a_container_with_a_row_for_each_example_is_refused_unless_it_is_shared(value: object) -> None:
+    """It cannot follow the examples, and silence would give every chunk the rows of the first examples."""
+
+    def model(x: Tensor, extra: object) -> Tensor:
+        return x.sum(1)
+
+    with pytest.raises(axplain.ArgumentError, match=r"forward_kwargs\['extra'\]: a .* one item for each of 3 examples"):
+        axplain.explain(model, torch.ones(3, 2), "saliency", forward_kwargs={"extra": value})
+    answer = axplain.explain(model, torch.ones(3, 2), "saliency", forward_kwargs={"extra": axplain.shared(value)})
+    assert answer.attributions.tolist() == [[1.0, 1.0]] * 3
+
+
+def test_a_model_that_fails_says_so_beside_its_own_error() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as caught:
+        axplain.explain(torch.nn.Linear(3, 2), torch.ones(4, 5), "saliency", target=0)
+    assert any("first dimension is the batch" in note for note in caught.value.__notes__)

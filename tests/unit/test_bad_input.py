@@ -248,7 +248,7 @@ def test_what_can_be_seen_is_refused_before_the_first_pass(name: str) -> None:
 def test_token_ids_are_told_where_to_go() -> None:
     message = str(refusal(axplain.ArgumentError, x=torch.ones(2, 7, dtype=torch.long)))
     assert "integrated_gradients differentiates" in message
-    assert "embeddings" in message and "layer" in message and "forward_kwargs" in message
+    assert "embeddings" in message and "forward_kwargs" in message
 
 
 def test_a_misspelt_parameter_is_told_its_near_name() -> None:
@@ -288,9 +288,9 @@ def test_an_unknown_name_is_told_near_ones_and_the_installed_ones(name: str) -> 
 
 # name -> (arguments, what came, what was expected); the argument is target
 LATE_TARGETS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "above": ({"target": 3}, "[3] came for example 0", "inside (3,)"),
-    "below": ({"target": -4}, "[-4] came for example 0", "inside (3,)"),
-    "one of them": ({"target": [0, 1, 2, 7, 1]}, "[7] came for example 3", "inside (3,)"),
+    "above": ({"target": 3}, "3 came", "inside (3,)"),
+    "below": ({"target": -4}, "-4 came", "inside (3,)"),
+    "one of them": ({"target": [0, 1, 2, 7, 1]}, "7 came for example 3", "inside (3,)"),
     "too deep": ({"target": (0, 1)}, "2 indices came and the model returns (3,) per example", "1, one for each"),
     "too shallow": ({"model": nn.Unflatten(1, (2, 2))}, "1 indices came and the model returns (2, 2)", "2, one for"),
     "none needed": ({"model": lambda x: x.sum(1)}, "1 indices came and the model returns ()", "0, one for each"),

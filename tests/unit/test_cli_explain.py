@@ -465,7 +465,7 @@ def test_a_model_that_fails_is_one_line_too_and_debug_shows_where(folder: Path) 
     ("arguments", "words"),
     [
         (("--target", "first"), ["--target", "'first'"]),
-        (("--target", "7"), ["target", "[7]"]),
+        (("--target", "7"), ["target", "7 came"]),
         (("--baselines", "blurr"), ["'blurr'", "'blur'"]),
         (("--baselines", "none.npy"), ["--baselines", "none.npy does not exist"]),
         (("--noise", "smooth"), ["'smooth'", "'smoothgrad'"]),

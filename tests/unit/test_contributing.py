@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import axplain
@@ -28,16 +29,15 @@ def test_the_method_without_code_is_integrated_gradients_by_midpoints(tmp_path: 
     mine = axplain.explain(model, x, path, target=1, n_steps=7)
     expected = axplain.explain(model, x, target=1, n_steps=7, quadrature="midpoint")
     assert torch.equal(mine.attributions, expected.attributions)
-    assert mine.method == "midpoint_gradients" and mine.delta is None, "the file claims nothing"
+    assert mine.method == "midpoint_gradients" and mine.delta is not None and expected.delta is not None
+    assert torch.equal(mine.delta, expected.delta)
 
 
 def test_the_method_with_code_runs_from_a_distribution_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "__init__.py").touch()
     (tmp_path / "my_package" / "sign_gradient.py").write_text(block("python", "class SignGradient"))
-    spec = re.sub(r"\[composition\].*?(?=\[cost\])", "", block("toml", 'name = "midpoint_gradients"'), flags=re.DOTALL)
-    spec = spec.replace("midpoint_gradients", "sign_gradient").replace("batch * n_steps", "batch")
-    (tmp_path / "my_package" / "sign_gradient.toml").write_text(spec)
+    (tmp_path / "my_package" / "sign_gradient.toml").write_text(block("toml", 'name = "sign_gradient"'))
     information = tmp_path / "my_distribution-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-distribution\nVersion: 1.0\n")
@@ -64,3 +64,14 @@ print(axplain.describe("sign_gradient").distribution, answer.attributions.tolist
     assert done.returncode == 0, done.stderr
     expected = "Cost(forward_rows=1, backward_rows=1, check_rows=1, bound='exact')"
     assert done.stdout.strip() == f"my-distribution [[1.0, -1.0]] {expected}"
+
+
+def test_a_composition_that_cannot_work_is_refused_by_name(tmp_path: Path) -> None:
+    text = block("toml", 'name = "midpoint_gradients"')
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('rule = "midpoint"', 'rule = "midpont"'))
+    with pytest.raises(axplain.ArgumentError, match=r"straight_path\['rule'\]: 'midpont'.*expected one of"):
+        axplain.explain(lambda x: x.sum(1), torch.ones(1, 2), path)
+    path.write_text(text.replace('baseline = "reference"\n', ""))
+    with pytest.raises(axplain.SpecError, match="starts from references"):
+        axplain.explain(lambda x: x.sum(1), torch.ones(1, 2), path)

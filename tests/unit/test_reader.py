@@ -137,3 +137,8 @@ def test_every_argument_of_explain_is_reserved() -> None:
 
     arguments = {p.name for p in inspect.signature(axplain.explain).parameters.values() if p.kind is not p.VAR_KEYWORD}
     assert arguments == RESERVED
+
+
+def test_a_default_of_another_type_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"default '5' is no int @ mine.toml.parameters.n_steps.default"):
+        structure_spec(changed("parameters.n_steps.default", "5"), "mine.toml")
