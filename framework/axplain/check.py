@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -10,28 +11,59 @@ from axplain.errors import warn
 from axplain.problem import Problem, References
 from axplain.protocols import Outcome
 from axplain.specs import Claim
-from axplain.structure import map_tensors, total
+from axplain.structure import Rows, map_tensors, total
+
+
+@attrs.frozen(eq=False)
+class Ends:
+    """What completeness compares with, as rows to ask: x, then every distinct reference row once.
+
+    `place`: (batch, k), where each reference of an example finds its answer behind those of x.
+    """
+
+    rows: Rows
+    place: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, columns: Tensor | None = None) -> Ends:
+        """Return the ends of each example; where a method drew references, the ones it drew, as often as it did."""
+        references = problem.reference_table()
+        index = references.index if columns is None else references.index[:, columns.to(problem.device)]
+        rows, asker, place = _distinct_questions(problem, references, index)
+        x = map_tensors(lambda clean, table: torch.cat([clean, table[rows]]), problem.inputs, references.rows)
+        return cls(Rows(x, torch.cat([problem.everyone(), asker])), place.view(index.shape))
+
+    def told(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F(x) and mean F(x') from the values at the rows: (batch,) each, in float64."""
+        batch = len(self.place)
+        return value[:batch].double(), value[batch:].double()[self.place].mean(1)
 
 
 def completeness(problem: Problem, engine: Engine, outcome: Outcome) -> dict[str, Tensor]:
     """Return the residual sum(attributions) - (F(x) - mean F(x')) and that difference: (batch,) each, in float64.
 
-    Where the method drew references, x' runs over the ones it drew, as often as it drew them. One pass asks for both
-    ends, and its F(x) is a second witness of one that is known already.
+    Where no two passes saw one input yet, F(x) is asked once more, as a witness that the model is deterministic.
     """
-    references = problem.reference_table()
-    columns = outcome.columns
-    index = references.index if columns is None else references.index[:, columns.to(problem.device)]
-    rows, asker, place = _distinct_questions(problem, references, index)
-    x = map_tensors(lambda clean, table: torch.cat([clean, table[rows]]), problem.inputs, references.rows)
     with engine.checking():
-        value = engine.ask(problem, x, torch.cat([problem.everyone(), asker]), "value").value
-    assert value is not None, "a value was asked for"
-    clean, baseline = value[: problem.batch].double(), value[problem.batch :].double()
-    if problem.clean is not None:
-        _compare(problem.clean.double(), clean, problem.inputs[0].dtype)
-    difference = clean - baseline[place].view(index.shape).mean(1)
+        if outcome.ends is None:
+            ends = Ends.of(problem, outcome.columns)
+            clean, baseline = ends.told(_values(problem, engine, ends.rows))
+        else:
+            clean, baseline = outcome.ends
+        if problem.clean is not None:
+            before, after = problem.clean, clean
+        else:
+            again = Rows(problem.inputs, problem.everyone())
+            before, after = engine.witness or (_values(problem, engine, again), clean)
+    _compare(before.double(), after.double(), problem.inputs[0].dtype)
+    difference = clean - baseline
     return {"completeness": total(outcome.attributions) - difference, "difference": difference}
+
+
+def _values(problem: Problem, engine: Engine, rows: Rows) -> Tensor:
+    value = engine.ask(problem, rows.x, rows.index, "value").value
+    assert value is not None, "a value was asked for"
+    return value
 
 
 def _distinct_questions(problem: Problem, references: References, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import attrs
 import torch
 from torch import Tensor
 
-from axplain.check import completeness
+from axplain.check import Ends, completeness
 from axplain.discovery import catalog
 from axplain.engine import Engine
 from axplain.parameters import Call, settle, settle_values
 from axplain.problem import Problem
-from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Reduced, Settings
+from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Settings
 from axplain.registry import registry
 from axplain.specs import Composition, FromParameter, Spec, Use
 from axplain.structure import Tensors, map_tensors, rows_by_samples
@@ -31,14 +31,16 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     A method that takes one reference per example and is given a set explains against each and averages.
     """
     spec = call.spec
-    settings = attrs.evolve(settings, values=call.values)
-    if spec.baseline == "reference" and problem.reference_table().count > 1:
+    claim = spec.claim("completeness")
+    claimed = claim is not None and claim.kind != "inherited"  # a lift aggregates the checks of its inner method
+    checks = settings.verify and claimed and problem.references is not None
+    averages = spec.baseline == "reference" and problem.reference_table().count > 1
+    settings = attrs.evolve(settings, values=call.values, ends=checks and not averages)
+    if averages:
         outcome = _over_references(call, problem, engine, settings)
     else:
         outcome = _method(call).run(problem, engine, settings)
-    claim = spec.claim("completeness")
-    claimed = claim is not None and claim.kind != "inherited"  # a lift has aggregated the checks of its inner method
-    if settings.verify and claimed and problem.references and not outcome.checks:
+    if checks and not outcome.checks:
         outcome = attrs.evolve(outcome, checks=completeness(problem, engine, outcome))
     return _post(spec, outcome, call.values)
 
@@ -104,14 +106,15 @@ class Composed:
         perturbation = _component("perturbation", composition.perturbation, values)
         aggregation = _component("aggregation", composition.aggregation, values)
         problem = attrs.evolve(problem, key=problem.key.at(self.spec.name))
-        pipeline = _Pipeline(engine, perturbation.plan(problem), self._evaluation(settings), aggregation)
+        plan = perturbation.plan(problem)
+        pipeline = _Pipeline(engine, plan, self._evaluation(settings, plan), aggregation)
         blocks = [pipeline.reduce(problem.block(index)) for index in engine.blocks(problem, pipeline.evaluation.need)]
-        return _concatenate(blocks, pipeline.plan)
+        return _concatenate(blocks)
 
-    def _evaluation(self, settings: Settings) -> _AskModel | _AskMethod:
+    def _evaluation(self, settings: Settings, plan: Plan) -> _AskModel | _AskMethod:
         kind, use = self.composition.evaluation.kind, self.composition.evaluation.method
         if kind != "method":
-            return _AskModel(kind)
+            return _AskModel(kind, ends=settings.ends and plan.columns is None)
         assert use is not None, "an evaluation of kind 'method' names one"
         if isinstance(use.name, FromParameter):
             inner: Call = settings.values[use.name.parameter]
@@ -124,13 +127,19 @@ class Composed:
 
 @attrs.frozen
 class _AskModel:
-    """Asks the model itself at the points."""
+    """Asks the model itself at the points; the ends may ride with the first of them."""
 
     need: Literal["value", "gradient"]
+    ends: bool
     batched: bool = True
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
-        return engine.ask(block, points.x, block.everyone().repeat(points.samples), self.need)
+        index = block.everyone().repeat(points.samples)
+        if self.ends and samples.start == 0:
+            ends = Ends.of(block)
+            answers, told = engine.ask_with_riders(block, points.x, index, self.need, ends.rows)
+            return attrs.evolve(answers, ends=ends.told(told))
+        return engine.ask(block, points.x, index, self.need)
 
 
 @attrs.frozen
@@ -163,17 +172,19 @@ class _Pipeline:
     evaluation: _AskModel | _AskMethod
     aggregation: Aggregation
 
-    def reduce(self, block: Problem) -> tuple[Reduced, dict[str, Tensor]]:
+    def reduce(self, block: Problem) -> Outcome:
         """Stream the samples of a block through the aggregation, and average the checks of inner methods."""
-        state, sums = self.aggregation.start(block, self.plan), _Sums()
+        state, sums, ends = self.aggregation.start(block, self.plan), _Sums(), None
         for samples in self._ranges(block):
             points = self.plan.draw(block, samples)
             answers = self.evaluation(self.engine, block, points, samples)
             state = self.aggregation.update(state, points, answers)
+            ends = answers.ends or ends
             for name, values in answers.checks.items():
                 sums.add(name, (values,), points.samples)
         checks = {name: values / self.plan.count for name, (values,) in sums.tensors.items()}
-        return self.aggregation.finish(state, block), checks
+        reduced = self.aggregation.finish(state, block)
+        return Outcome(reduced.attributions, reduced.standard_errors, checks, self.plan.columns, ends)
 
     def _ranges(self, block: Problem) -> Iterator[range]:
         if self.evaluation.batched:
@@ -188,16 +199,19 @@ def _component(kind: str, use: Use, values: Mapping[str, Any]) -> Any:
     return registry().build(spec, settle_values(spec, use.resolve(values), f"{name}[{{!r}}]"))
 
 
-def _concatenate(blocks: list[tuple[Reduced, dict[str, Tensor]]], plan: Plan) -> Outcome:
-    reduced = [block for block, _ in blocks]
-    errors = [block.standard_errors for block in reduced if block.standard_errors is not None]
+def _concatenate(blocks: list[Outcome]) -> Outcome:
+    if len(blocks) == 1:
+        return blocks[0]
+    errors = [block.standard_errors for block in blocks if block.standard_errors is not None]
+    ends = [block.ends for block in blocks if block.ends is not None]
     return Outcome(
-        attributions=_join([block.attributions for block in reduced]),
+        attributions=_join([block.attributions for block in blocks]),
         standard_errors=_join(errors) if errors else None,
-        checks={name: torch.cat([checks[name] for _, checks in blocks]) for name in blocks[0][1]},
-        columns=plan.columns,
+        checks={name: torch.cat([block.checks[name] for block in blocks]) for name in blocks[0].checks},
+        columns=blocks[0].columns,
+        ends=_join(ends) if ends else None,
     )
 
 
-def _join(parts: list[Tensors]) -> Tensors:
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+def _join(parts: Sequence[Tensors]) -> Any:
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Cost:
-    """Rows of model passes. `check_rows` are forward rows of checks and predictions, apart from the method's own.
+    """Rows of model passes. `check_rows` are rows of checks and predictions, apart from the method's own; they go
+    forward only, but for those that ride in a gradient pass of the method and save a pass.
 
     `bound` is "exact" where the rows are known before the run, "upper" where the run may stop earlier; an estimate of
     `check_rows` is always an upper bound, since references that examples share are asked once.
@@ -30,10 +31,10 @@ def planned_cost(
     """Evaluate the cost formulas of a call; `predicts` says that the target is the class yet to be predicted."""
     forward, backward, bound = _rows(call, batch, references, tolerance)
     checks = verify and call.claims_completeness
-    check = batch if checks or predicts else 0
-    if checks and references and tolerance is None:  # F(x) and F(x') of every noisy copy
+    check = batch if predicts else 0
+    if checks and references and tolerance is None:  # F(x) twice and F(x') of every noisy copy
         copies = forward // _rows(call.innermost, batch, references, None)[0] if call.inner else 1
-        check += copies * batch * (1 + references)
+        check += copies * batch * (2 + references)
     if call.innermost.spec.baseline == "reference" and references > 1:  # averaged over the set
         forward, backward = forward * references, backward * references
     return Cost(forward, backward, check, bound)

@@ -21,7 +21,7 @@ from axplain.randomness import Key
 from axplain.references import resolve_references
 from axplain.registry import registry
 from axplain.specs import Spec
-from axplain.structure import Structure, Tensors, structure_of
+from axplain.structure import Structure, Tensors, all_finite, structure_of
 from axplain.targets import CallableTarget, IndexTarget, Neuron, OutputTarget, Target, resolve_neuron
 
 
@@ -217,7 +217,7 @@ def _check_numbers(inputs: Tensors, structure: Structure) -> None:
     for label, item in zip(structure.labels("x"), inputs, strict=True):
         if item.is_meta:
             raise ArgumentError(label, "a meta tensor came", "a tensor that holds numbers")
-        if item.is_floating_point() and not bool(item.isfinite().all()):
+        if item.is_floating_point() and not all_finite(item):
             raise ArgumentError(label, f"{int((~item.isfinite()).sum())} NaN or inf came", "finite numbers")
 
 

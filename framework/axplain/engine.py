@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from axplain.errors import UnsupportedModel, log
-from axplain.memory import remembered, rows_within_budget, saved_bytes
+from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount
 from axplain.problem import Problem
 from axplain.protocols import Answers
-from axplain.structure import Tensors, accumulator, map_tensors
+from axplain.structure import Rows, Tensors, accumulator, all_finite, map_tensors
 
 Need = Literal["value", "gradient"]
 Progress = Callable[[int, int], None]
@@ -38,6 +38,8 @@ class Engine:
     count: RowCount = attrs.field(factory=RowCount)
     _checking: bool = attrs.field(default=False, init=False)
     _limit: dict[Any, int] = attrs.field(factory=dict, init=False)
+    _passes: int = attrs.field(default=0, init=False)
+    _measured: Measured | None = attrs.field(default=None, init=False)
 
     def ask(self, problem: Problem, x: Tensors, index: Tensor, need: Need) -> Answers:
         """Return the target's value, and its gradient if needed, at rows that belong to the examples of `index`.
@@ -71,6 +73,30 @@ class Engine:
         self._limit[_shape_key(problem, need)] = len(index) // 2
         log.info("memory ran out at %d rows; going on with %d", len(index), len(index) // 2)
         return self.ask(problem, x, index, need)
+
+    def ask_with_riders(
+        self, problem: Problem, x: Tensors, index: Tensor, need: Need, riders: Rows
+    ) -> tuple[Answers, Tensor]:
+        """Ask, and return the values at some more rows too, rows of the check: from the same pass where they fit."""
+        count = len(riders.index)
+        if len(index) + count > self.rows(problem, need):
+            with self.checking():
+                value = self.ask(problem, riders.x, riders.index, "value").value
+            assert value is not None, "a value was asked for"
+            return self.ask(problem, x, index, need), value
+        self.count.check_forward += count
+        self.count.forward -= count
+        self.count.backward -= count if need == "gradient" else 0
+        rows = map_tensors(lambda points, more: torch.cat([points, more]), x, riders.x)
+        answers = self.ask(problem, rows, torch.cat([index, riders.index]), need)
+        assert answers.value is not None, "a model always gives a value"
+        terms = map_tensors(lambda term: term[:-count], answers.terms) if answers.terms else None
+        return Answers(value=answers.value[:-count], terms=terms), answers.value[-count:]
+
+    @property
+    def witness(self) -> tuple[Tensor, Tensor] | None:
+        """Return two values of one input from the passes that measured the model, where the method took only one."""
+        return self._measured.values if self._measured and self._passes <= 1 else None
 
     def rows(self, problem: Problem, need: Need) -> int:
         """Return how many rows one chunk may have for this problem."""
@@ -107,25 +133,32 @@ class Engine:
         if self.most_rows <= UNMEASURED_ROWS:
             return max(self.most_rows, 1)
         key = (_shape_key(problem, "gradient"), torch.is_autocast_enabled(problem.device.type))
-        bytes_per_row = remembered(problem.model.function, key, lambda: self._measure(problem))
-        return rows_within_budget(bytes_per_row, problem.device)
+        self._measured = remembered(problem.model.function, key, lambda: self._measure(problem))
+        return rows_within_budget(self._measured.bytes_per_row, problem.device)
 
-    def _measure(self, problem: Problem) -> int:
-        """Return bytes per row as the difference of two small passes: weights and constants cancel."""
+    def _measure(self, problem: Problem) -> Measured:
+        """Return bytes per row as the difference of two small passes, where weights and constants cancel.
+
+        Both passes ask for the first example: they are witnesses that the model gives one value for one input.
+        """
+        values: list[Tensor] = []
 
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
             with torch.enable_grad(), problem.target.watching(problem.model):
-                return saved_bytes(lambda: self._pass(problem, _leaves(x)[1], index))
+                raw, size = saved_bytes(lambda: self._pass(problem, _leaves(x)[1], index))
+                values.append(problem.target.select(raw, index)[:1].detach())
+            return size
 
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)
         try:
-            return max(run(3) - run(2), 0) + inputs
+            growth = run(3) - run(2)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            return sys.maxsize  # not even three rows fit: one at a time
+            return Measured(sys.maxsize, None)  # not even three rows fit: one at a time
+        return Measured(max(growth, 0) + inputs, (values[0], values[1]))
 
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
         value = self._select(problem, map_tensors(Tensor.clone, x), index)
@@ -172,6 +205,7 @@ class Engine:
         else:
             self.count.forward += forward
             self.count.backward += backward
+            self._passes += 1
 
     def _report(self) -> None:
         if self.progress and not self._checking:
@@ -185,7 +219,7 @@ def _leaves(x: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def _checked(value: Tensor) -> Tensor:
-    if not bool(value.isfinite().all()):
+    if not all_finite(value):
         bad = int((~value.isfinite()).sum())
         raise UnsupportedModel(
             f"model: the target is NaN or inf at {bad} of {len(value)} rows; look for a division by zero, an overflow "

@@ -29,7 +29,7 @@ from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry
 from axplain.specs import Spec
-from axplain.structure import Tensors
+from axplain.structure import Tensors, all_finite
 from axplain.targets import NeuronTarget, PredictedTarget
 
 P = ParamSpec("P")
@@ -167,16 +167,14 @@ def _planned(asked: Question) -> Cost:
 
 
 def _aim(asked: Question, engine: Engine) -> Problem:
-    """Settle the target, and F(x) where it is needed anyway: for the predicted class, or as a witness of the check."""
-    problem, given = asked.problem, asked.target
-    if given is not None and not (asked.verify and asked.call.claims_completeness):
-        return attrs.evolve(problem, target=given)
-    target = given or PredictedTarget(torch.zeros(problem.batch, dtype=torch.long, device="cpu"))
-    problem = attrs.evolve(problem, target=target)
+    """Settle the target: where none is given, one pass tells the predicted class and F(x)."""
+    if asked.target is not None:
+        return attrs.evolve(asked.problem, target=asked.target)
+    predicted = PredictedTarget(torch.zeros(asked.problem.batch, dtype=torch.long, device="cpu"))
+    problem = attrs.evolve(asked.problem, target=predicted)
     with engine.checking():
         clean = engine.ask(problem, problem.inputs, problem.everyone(), "value").value
-    resolved = target.resolved() if isinstance(target, PredictedTarget) else target
-    return attrs.evolve(problem, target=resolved, clean=clean)
+    return attrs.evolve(problem, target=predicted.resolved(), clean=clean)
 
 
 @contextmanager
@@ -248,7 +246,7 @@ def _mirror(tensors: Tensors, inputs: Tensors) -> Tensors:
 def _judge(asked: Question, outcome: Outcome, explanation: Explanation) -> None:
     """Warn where the answer misses what its spec claims, or what the caller asked for."""
     for tensor in outcome.attributions:
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise UnsupportedModel(
                 f"model: {int((~tensor.isfinite()).sum())} attributions are NaN or inf: a gradient is not finite where "
                 "the model was asked; look for sqrt or log at 0 and for overflow in half precision."

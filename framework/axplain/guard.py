@@ -104,7 +104,8 @@ def _training_flags(module: torch.nn.Module) -> list[tuple[torch.nn.Module, bool
 
 def _set_training(flags: list[tuple[torch.nn.Module, bool]]) -> None:
     for part, training in flags:
-        part.training = training
+        if part.training != training:  # setting an attribute of a module is slow
+            part.training = training
 
 
 def _copies(module: torch.nn.Module | None) -> list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -21,7 +22,16 @@ CPU_MOST_ROWS: Final = 4096
 DEVICE_SHARE: Final = 16
 DEVICE_MOST_ROWS: Final = 16384
 
-_sizes: weakref.WeakKeyDictionary[Any, dict[Any, int]] = weakref.WeakKeyDictionary()
+
+@attrs.frozen(eq=False)
+class Measured:
+    """What two small passes told of a model: bytes a row, and two values of one input, (1,) each."""
+
+    bytes_per_row: int
+    values: tuple[Tensor, Tensor] | None
+
+
+_sizes: weakref.WeakKeyDictionary[Any, dict[Any, Measured]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -35,7 +45,7 @@ def rows_within_budget(bytes_per_row: int, device: torch.device) -> int:
     return min(max(CPU_BUDGET // bytes_per_row, large, 1), CPU_MOST_ROWS)
 
 
-def remembered(model: Any, key: Any, measure: Callable[[], int]) -> int:
+def remembered(model: Any, key: Any, measure: Callable[[], Measured]) -> Measured:
     """Return what `measure` gave for this model and key the first time."""
     try:
         with _lock:
@@ -47,8 +57,8 @@ def remembered(model: Any, key: Any, measure: Callable[[], int]) -> int:
     return known[key]
 
 
-def saved_bytes(run: Callable[[], Any]) -> int:
-    """Return the bytes that autograd keeps for the backward pass of `run`, each storage once."""
+def saved_bytes(run: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what `run` gives, and the bytes that autograd keeps for its backward pass, each storage once."""
     storages: dict[int, int] = {}
 
     def see(tensor: Tensor) -> Tensor:
@@ -57,6 +67,5 @@ def saved_bytes(run: Callable[[], Any]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-        kept = run()
-    del kept
-    return sum(storages.values())
+        result = run()
+    return result, sum(storages.values())

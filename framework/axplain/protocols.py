@@ -38,12 +38,14 @@ class Answers:
     """What the model, or an inner method, said at the points, row by row.
 
     `value`: (rows,). `terms`: (rows, ...) per tensor: the gradients, or an inner method's attributions.
-    `checks`: (rows,) each: an inner method's own checks.
+    `checks`: (rows,) each: an inner method's own checks. `ends`: (examples,) float64 each, F(x) and mean F(x'), where
+    they were asked on the way.
     """
 
     value: Tensor | None = None
     terms: Tensors | None = None
     checks: Mapping[str, Tensor] = attrs.field(factory=dict)
+    ends: tuple[Tensor, Tensor] | None = None
 
 
 class Plan(Protocol):
@@ -101,13 +103,15 @@ class Outcome:
     """What a method returns.
 
     `checks`: (batch,) float64 each: `completeness`, the residual, and `difference`, the F(x) - F(x') it is judged by;
-    a method leaves them to the kernel. `columns`: the drawn columns of the references. `notes` go to the explanation.
+    a method leaves them to the kernel. `columns`: the drawn columns of the references. `ends`: (batch,) float64 each,
+    F(x) and mean F(x'), where the method's own passes told them. `notes` go to the explanation.
     """
 
     attributions: Tensors
     standard_errors: Tensors | None = None
     checks: Mapping[str, Tensor] = attrs.field(factory=dict)
     columns: Tensor | None = None
+    ends: tuple[Tensor, Tensor] | None = None
     notes: Mapping[str, Any] = attrs.field(factory=dict)
 
 
@@ -115,12 +119,14 @@ class Outcome:
 class Settings:
     """The resolved parameters of one call, and what belongs to every method.
 
-    `tolerance` is in units of the target; None asks for the spec's own number of samples.
+    `tolerance` is in units of the target; None asks for the spec's own number of samples. `ends`: let F(x) and F(x')
+    ride in the method's own passes, for the check.
     """
 
     values: Mapping[str, Any]
     tolerance: float | None = None
     verify: bool = True
+    ends: bool = False
 
 
 class Method(Protocol):

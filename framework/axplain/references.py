@@ -20,7 +20,7 @@ from axplain.protocols import Baseline
 from axplain.randomness import Key
 from axplain.registry import registry
 from axplain.specs import BaselineKind
-from axplain.structure import Structure, Tensors
+from axplain.structure import Structure, Tensors, all_finite
 
 
 @attrs.frozen(eq=False)
@@ -135,7 +135,7 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
         )
     if table.is_complex():
         raise ArgumentError(label, f"{table.dtype} came", f"{x.dtype}, as x")
-    if table.is_floating_point() and not bool(table.isfinite().all()):
+    if table.is_floating_point() and not all_finite(table):
         raise ArgumentError(label, "NaN or inf came", "finite numbers")
     return table.detach().to(x.dtype)
 

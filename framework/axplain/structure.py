@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,14 @@ import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+
+
+@attrs.frozen(eq=False)
+class Rows:
+    """Rows to ask, (rows, ...) per tensor, and the example that each belongs to: (rows,)."""
+
+    x: Tensors
+    index: Tensor
 
 
 @attrs.frozen
@@ -68,6 +77,11 @@ def rows_by_samples(tensor: Tensor, samples: int) -> Tensor:
 def trailing(vector: Tensor, like: Tensor) -> Tensor:
     """View a vector so that it multiplies the first dimension of `like`."""
     return vector.view(-1, *[1] * (like.ndim - 1))
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or inf: such an element makes the sum one too, and a sum is one cheap operation."""
+    return math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
 
 
 def total(tensors: Tensors) -> Tensor:

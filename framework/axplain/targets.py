@@ -65,8 +65,8 @@ class OutputTarget(_Same):
         if output[0].numel() != 1:
             raise ArgumentError(
                 "target",
-                f"None came and the model returns {tuple(output.shape)}",
-                f"an index into {tuple(output.shape[1:])}",
+                f"None came and the model returns {tuple(output.shape[1:])} per example",
+                "an index into it",
                 "Say which output is meant: target=3, or one index tuple per example.",
             )
         return output.reshape(-1)
@@ -88,8 +88,8 @@ class PredictedTarget(_Same):
         if output.ndim > 2:
             raise ArgumentError(
                 "target",
-                f"None came and the model returns {tuple(output.shape)}",
-                f"an index tuple into {tuple(output.shape[1:])}",
+                f"None came and the model returns {tuple(output.shape[1:])} per example",
+                "an index tuple into it",
                 "There is no predicted class in this shape: say which output is meant.",
             )
         value, best = output.reshape(len(index), -1).max(1)
@@ -114,13 +114,16 @@ class IndexTarget(_Same):
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""
         output = rows_of(output_tensor(raw), len(index))
-        self._check(output.shape[1:])
-        if len(self.indices) == 1:
-            same = tuple(self.indices[0].tolist())
-            picked: Tensor = output[:, *same]
-            return picked
-        columns = self.indices.to(output.device)[index.to(output.device)]
-        return output[(torch.arange(len(index), device=output.device), *columns.unbind(1))]
+        shape = output.shape[1:]
+        if len(self.indices) > 1:
+            self._check(shape)
+            columns = self.indices.to(output.device)[index.to(output.device)]
+            return output[(torch.arange(len(index), device=output.device), *columns.unbind(1))]
+        same = self.indices[0].tolist()
+        if len(same) != len(shape) or not all(-size <= item < size for item, size in zip(same, shape, strict=True)):
+            self._check(shape)
+        picked: Tensor = output[:, *same]
+        return picked
 
     def _check(self, shape: torch.Size) -> None:
         depth = self.indices.shape[1]

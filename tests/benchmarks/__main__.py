@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from tests.benchmarks import report
 from tests.benchmarks.chunks import SIZES, chunk_seconds
-from tests.benchmarks.measurement import best_chunk, inspect, interleave
+from tests.benchmarks.measurement import best_chunk, inspect, interleave, keep_freed_memory
 from tests.benchmarks.memory import STEPS, peak_growth
 from tests.benchmarks.workloads import WORKLOADS, Contender, Workload, prepare
 
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks that the command line asks for."""
     options = _options(arguments)
     torch.set_num_threads(1)
+    keep_freed_memory()
     warnings.simplefilter("ignore")  # random weights: F(x) - F(x') is near zero, so relative residuals mean nothing
     chosen = [w for w in WORKLOADS if _wanted(w.name, options.only) and (w.quick or not options.quick)]
     if not chosen:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from tests.benchmarks.methods import ours
 from tests.benchmarks.models import Rows, counting
 from tests.benchmarks.workloads import Bench, Contender
 
-#: One measurement repeats its call until it lasts about this long, so that the clock's grain does not show.
-LEAST_SECONDS: Final = 0.03
+#: One measurement repeats its call until it lasts about this long, so that neither the clock's grain shows nor the
+#: caches that the garbage collection before it left cold.
+LEAST_SECONDS: Final = 0.1
 MOST_REPEATS: Final = 100
 
 
@@ -71,6 +73,13 @@ def interleave(
         contender.name: Times(contender, *(tuple(kind) for kind in zip(*pairs, strict=True)))
         for contender, pairs in zip(contenders, taken, strict=True)
     }
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed from now on: until a process has freed one large block, glibc gives memory
+    back after each pass and faults it in again, which would charge whoever runs first.
+    """
+    torch.empty(2**25 - 2**17, dtype=torch.uint8)
 
 
 def best_chunk(bench: Bench, make: Callable[[int], Contender], sizes: Sequence[int], turns: int) -> int:

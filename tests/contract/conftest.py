@@ -98,7 +98,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "seeded_case": lambda case: case.seeded,
         "checked_case": lambda case: case.checked,
         "baseline_case": lambda case: case.baseline != "none",
-        "plain_checked_case": lambda case: case.checked and len(case.specs) == 1,
         "noise_case": lambda case: case.noise is not None,
     }
     for name, wanted in chosen.items():

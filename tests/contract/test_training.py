@@ -106,9 +106,14 @@ class Restless:
 
 
 @pytest.mark.filterwarnings("ignore:.*the attributions of example:axplain.AxplainWarning")
-def test_a_model_that_drifts_from_pass_to_pass_is_said(plain_checked_case: Case, network: Make, draw: Make) -> None:
-    with pytest.warns(axplain.AxplainWarning, match="not deterministic"):
-        plain_checked_case(Restless(network()), draw(5, 4), target=1)
+@pytest.mark.parametrize("batch_size", ["auto", 3])
+def test_a_model_that_drifts_from_pass_to_pass_is_said_in_every_call(
+    checked_case: Case, network: Make, draw: Make, batch_size: Any
+) -> None:
+    model = Restless(network())
+    for _ in range(2):
+        with pytest.warns(axplain.AxplainWarning, match="not deterministic"):
+            checked_case(model, draw(5, 4), target=1, batch_size=batch_size)
 
 
 def test_a_drifting_model_is_not_said_where_nobody_wants_to_know(checked_case: Case, network: Make, draw: Make) -> None:

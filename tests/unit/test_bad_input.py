@@ -296,8 +296,8 @@ LATE_TARGETS: dict[str, tuple[dict[str, Any], str, str]] = {
     "none needed": ({"model": lambda x: x.sum(1)}, "1 indices came and the model returns ()", "0, one for each"),
     "missing": (
         {"model": nn.Unflatten(1, (2, 2)), "target": None},
-        "None came and the model returns (5, 2, 2)",
-        "(2, 2)",
+        "None came and the model returns (2, 2) per example",
+        "an index tuple into it",
     ),
     "a callable's matrix": (
         {"target": lambda out: out},
@@ -369,7 +369,7 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "a loss": ({"model": lambda x: NET(x).mean(), "target": None}, r"model: \d rows went in.*shape \(\).*mean loss"),
     "a batch of one": ({"model": lambda x: NET(x).mean(0, keepdim=True)}, r"rows went in and the output has.*\(1, 3\)"),
     "the batch elsewhere": ({"model": lambda x: NET(x).T}, r"rows went in and the output has the shape \(3, \d\)"),
-    "NaN": ({"model": lambda x: NET(x) * NAN}, "model: the target is NaN or inf at 5 of 5 rows"),
+    "NaN": ({"model": lambda x: NET(x) * NAN}, "model: the target is NaN or inf at 6 of 6 rows"),
     "inf": ({"model": lambda x: NET(x) / 0, "target": 0}, "model: the target is NaN or inf"),
     "NaN everywhere": ({"model": lambda x: NET(x) * NAN, "target": None}, "model: .*NaN"),
     "a steep gradient": ({"model": lambda x: (x - x).abs().sqrt(), "method": "saliency"}, "20 attr|5 attr|gradient"),
