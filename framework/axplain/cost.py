@@ -32,9 +32,11 @@ def planned_cost(
     forward, backward, bound = _rows(call, batch, references, tolerance)
     checks = verify and call.claims_completeness
     check = batch if predicts else 0
-    if checks and references and tolerance is None:  # F(x) twice and F(x') of every noisy copy
+    if checks:  # two passes over the first example, twice in each; then F(x) and F(x') of every noisy copy
+        check += 4
+    if checks and references and tolerance is None:
         copies = forward // _rows(call.innermost, batch, references, None)[0] if call.inner else 1
-        check += copies * batch * (2 + references)
+        check += copies * batch * (1 + references)
     if call.innermost.spec.baseline == "reference" and references > 1:  # averaged over the set
         forward, backward = forward * references, backward * references
     return Cost(forward, backward, check, bound)

@@ -94,7 +94,7 @@ class Engine:
         return Answers(value=answers.value[:-count], terms=terms), answers.value[-count:]
 
     @property
-    def witness(self) -> tuple[Tensor, Tensor] | None:
+    def witness(self) -> tuple[float, float] | None:
         """Return two values of one input from the passes that measured the model, where the method took only one."""
         return self._measured.values if self._measured and self._passes <= 1 else None
 
@@ -141,14 +141,14 @@ class Engine:
 
         Both passes ask for the first example: they are witnesses that the model gives one value for one input.
         """
-        values: list[Tensor] = []
+        values: list[float] = []
 
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
             with torch.enable_grad(), problem.target.watching(problem.model):
                 raw, size = saved_bytes(lambda: self._pass(problem, _leaves(x)[1], index))
-                values.append(problem.target.select(raw, index)[:1].detach())
+                values.append(float(problem.target.select(raw, index)[0].detach()))
             return size
 
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)

@@ -16,7 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import attrs
 import torch
 
-from axplain.check import warn_incomplete
+from axplain.check import warn_if_drifting, warn_incomplete
 from axplain.composition import run_method
 from axplain.cost import Cost, planned_cost
 from axplain.door import Question, question
@@ -139,6 +139,8 @@ def _explain(arguments: dict[str, Any]) -> Explanation:
         problem = _aim(asked, engine)
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
         outcome = run_method(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
+        if asked.verify and asked.call.claims_completeness:
+            warn_if_drifting(problem, engine)
         if callback:
             callback(engine.count.forward, engine.count.forward)  # the plan may have been an upper bound
     explanation = _explanation(asked, problem, outcome, engine, planned.bound, time.perf_counter() - started)

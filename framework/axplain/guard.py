@@ -58,7 +58,8 @@ class RandomStates:
 
 
 def _same_numpy(left: Any, right: Any) -> bool:
-    return bool(left[2:] == right[2:] and (left[1] == right[1]).all())
+    # a draw moves the position, and a whole round of draws changes every word
+    return bool(left[2:] == right[2:] and left[1][0] == right[1][0])
 
 
 @contextmanager

@@ -25,10 +25,10 @@ DEVICE_MOST_ROWS: Final = 16384
 
 @attrs.frozen(eq=False)
 class Measured:
-    """What two small passes told of a model: bytes a row, and two values of one input, (1,) each."""
+    """What two small passes told of a model: bytes a row, and the values that each gave for one input."""
 
     bytes_per_row: int
-    values: tuple[Tensor, Tensor] | None
+    values: tuple[float, float] | None
 
 
 _sizes: weakref.WeakKeyDictionary[Any, dict[Any, Measured]] = weakref.WeakKeyDictionary()
