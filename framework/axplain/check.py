@@ -30,6 +30,10 @@ class Ends:
     def of(cls, problem: Problem, columns: Tensor | None = None) -> Ends:
         """Return the ends of each example; where a method drew references, the ones it drew, as often as it did."""
         references = problem.reference_table()
+        if problem.batch == len(references.rows[0]) == 1:  # nothing to share, and a small model would notice the search
+            both = torch.zeros(2, dtype=torch.long, device=problem.device)
+            x = map_tensors(lambda clean, row: torch.cat([clean, row]), problem.inputs, references.rows)
+            return cls(Rows(x, both), both[:1, None])
         index = references.index if columns is None else references.index[:, columns.to(problem.device)]
         rows, asker, place = _distinct_questions(problem, references, index)
         x = map_tensors(lambda clean, table: torch.cat([clean, table[rows]]), problem.inputs, references.rows)
@@ -85,9 +89,6 @@ def _value(problem: Problem, engine: Engine) -> float:
 
 def _distinct_questions(problem: Problem, references: References, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the reference rows to ask, an example that asks each, and where each of `index` finds its answer."""
-    if problem.batch == 1 and len(references.rows[0]) == index.shape[1]:  # each row is asked once by the one example
-        rows = index.flatten()
-        return rows, torch.zeros_like(rows), torch.arange(len(rows), device=rows.device)
     variants = problem.variants()
     pairs = torch.stack([index.flatten(), variants[:, None].expand_as(index).flatten()], 1)
     distinct, place = torch.unique(pairs, dim=0, return_inverse=True)
