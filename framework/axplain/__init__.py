@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         MissingExtra,
         PluginError,
         SpecError,
+        UncoveredOperation,
         UnknownMethod,
         UnsupportedModel,
     )
@@ -41,6 +42,7 @@ _HOMES = {
     "PluginError": "errors",
     "Spec": "specs",
     "SpecError": "errors",
+    "UncoveredOperation": "errors",
     "UnknownMethod": "errors",
     "UnsupportedModel": "errors",
     "catalog": "discovery",
@@ -67,6 +69,7 @@ __all__ = [
     "PluginError",
     "Spec",
     "SpecError",
+    "UncoveredOperation",
     "UnknownMethod",
     "UnsupportedModel",
     "catalog",

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from axplain.check import Ends, completeness
 from axplain.discovery import catalog
-from axplain.engine import Engine
+from axplain.engine import Engine, out_of_memory
 from axplain.parameters import Call, settle, settle_values
 from axplain.problem import Problem
+from axplain.propagation.mode import RuleSet
+from axplain.propagation.passes import Comparison, RulePass, refuse_hidden_code
+from axplain.propagation.tape import Tape
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Settings
 from axplain.registry import registry
 from axplain.specs import Composition, FromParameter, Spec, Use
-from axplain.structure import Tensors, map_tensors, rows_by_samples
+from axplain.structure import Rows, Tensors, map_tensors, rows_by_samples
 
 POST: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {"abs": torch.abs}
 
@@ -107,12 +110,17 @@ class Composed:
         aggregation = _component("aggregation", composition.aggregation, values)
         problem = attrs.evolve(problem, key=problem.key.at(self.spec.name))
         plan = perturbation.plan(problem)
-        pipeline = _Pipeline(engine, plan, self._evaluation(settings, plan), aggregation)
+        pipeline = _Pipeline(engine, plan, self._evaluation(problem, engine, settings, plan), aggregation)
         blocks = [pipeline.reduce(problem.block(index)) for index in engine.blocks(problem, pipeline.evaluation.need)]
         return _concatenate(blocks)
 
-    def _evaluation(self, settings: Settings, plan: Plan) -> _AskModel | _AskMethod:
+    def _evaluation(
+        self, problem: Problem, engine: Engine, settings: Settings, plan: Plan
+    ) -> _AskModel | _AskRules | _AskMethod:
         kind, use = self.composition.evaluation.kind, self.composition.evaluation.method
+        if self.composition.evaluation.rules is not None:
+            rules = _component("rules", self.composition.evaluation.rules, settings.values)
+            return _AskRules.of(rules, problem, engine, ends=settings.ends and plan.count == 1)
         if kind != "method":
             return _AskModel(kind, ends=settings.ends and plan.columns is None)
         assert use is not None, "an evaluation of kind 'method' names one"
@@ -142,6 +150,78 @@ class _AskModel:
         return engine.ask(block, points.x, index, self.need)
 
 
+@attrs.frozen(eq=False)
+class _AskRules:
+    """Asks for the gradient under a rule set, which may compare each row with the reference of its example.
+
+    `shared`: the references of all examples, run once and compared with by everyone; None where each row has its own.
+    """
+
+    rules: RuleSet
+    ends: bool
+    shared: tuple[Tape, Tensor] | None
+    need: Literal["gradient"] = "gradient"
+    batched: bool = True
+
+    @classmethod
+    def of(cls, rules: RuleSet, problem: Problem, engine: Engine, *, ends: bool) -> _AskRules:
+        """Run the references once, where fewer of them than examples serve and a tape can be shared."""
+        refuse_hidden_code(problem.model)
+        return cls(rules, ends, _shared_tape(rules, problem, engine) if rules.references else None)
+
+    def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
+        index = block.everyone().repeat(points.samples)
+        answers = engine.ask(block, points.x, index, self.need, self._comparison(engine, block, index))
+        return answers if self.ends else attrs.evolve(answers, ends=None)
+
+    def _comparison(self, engine: Engine, block: Problem, index: Tensor) -> Comparison:
+        if not self.rules.references:
+            return RulePass(self.rules, None, None, engine.notes)
+        references = block.reference_table()
+        wanted = references.index[index, 0]
+        if self.shared is not None:
+            tape, distinct = self.shared
+            return RulePass(self.rules, tape, torch.searchsorted(distinct, wanted), engine.notes)
+        return _RowByRow(self.rules, engine, block, Rows(map_tensors(lambda t: t[wanted], references.rows), index))
+
+
+def _shared_tape(rules: RuleSet, problem: Problem, engine: Engine) -> tuple[Tape, Tensor] | None:
+    references = problem.reference_table()
+    distinct = torch.unique(references.index)
+    if len(distinct) == problem.batch or problem.arguments.follow:
+        return None
+    axes = engine.shared_axes(problem, rules)
+    if axes is None and not len(distinct) == engine.rows(problem, "gradient") == 1:  # one by one there is no axis
+        return None
+    rows = Rows(map_tensors(lambda table: table[distinct], references.rows), torch.zeros_like(distinct))
+    try:
+        tape = engine.record(problem, rows, rules, paired=False)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
+    tape.axes = axes
+    return tape, distinct
+
+
+@attrs.frozen(eq=False)
+class _RowByRow:
+    """A comparison in which each row has a reference row of its own, run just before."""
+
+    rules: RuleSet
+    engine: Engine
+    problem: Problem
+    references: Rows
+
+    def part(self, chunk: slice) -> _RowByRow:
+        x = map_tensors(lambda tensor: tensor[chunk], self.references.x)
+        return attrs.evolve(self, references=Rows(x, self.references.index[chunk]))
+
+    def ready(self) -> RulePass:
+        tape = self.engine.record(self.problem, self.references, self.rules, paired=True)
+        return RulePass(self.rules, tape, None, self.engine.notes)
+
+
 @attrs.frozen
 class _AskMethod:
     """Explains the points with another method: they become the examples of a problem of their own."""
@@ -157,6 +237,8 @@ class _AskMethod:
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         problem = block.take(block.everyone().repeat(points.samples)).at(points.x)
+        if points.references is not None:
+            problem = attrs.evolve(problem, references=points.references)
         if not self.batched:
             problem = attrs.evolve(problem, key=problem.key.at("sample", samples.start))
         outcome = run_method(self.inner, problem, engine, self.settings)
@@ -169,7 +251,7 @@ class _Pipeline:
 
     engine: Engine
     plan: Plan
-    evaluation: _AskModel | _AskMethod
+    evaluation: _AskModel | _AskRules | _AskMethod
     aggregation: Aggregation
 
     def reduce(self, block: Problem) -> Outcome:

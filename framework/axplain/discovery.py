@@ -14,6 +14,7 @@ from axplain.errors import SpecError, UnknownMethod, log
 from axplain.reader import read_spec
 from axplain.specs import GIVES, GROUPS, FromParameter, Spec, Use
 
+_KEYS = {"rules": "evaluation"}  # kind -> the key of the composition that names it, where the two differ
 SPEC_GROUP = "axplain.specs"
 
 
@@ -154,17 +155,21 @@ def composition_fault(spec: Spec, specs: Mapping[tuple[str, str], Spec]) -> str:
         "perturbation": composition.perturbation,
         "aggregation": composition.aggregation,
         "refinement": composition.refinement,
+        "rules": composition.evaluation.rules,
     }
     found: dict[str, Spec] = {}
     for kind, use in uses.items():
         if use is None or isinstance(use.name, FromParameter):
             continue
         if (kind, use.name) not in specs:
-            return f"there is no {kind} {use.name!r} @ composition.{kind}"
+            return f"there is no {kind} {use.name!r} @ composition.{_KEYS.get(kind, kind)}"
         found[kind] = specs[kind, use.name]
         extra = use.arguments.keys() - found[kind].parameters.keys()
         if extra:
-            return f"{kind} {use.name!r} has no parameter {sorted(extra)[0]!r} @ composition.{kind}"
+            return f"{kind} {use.name!r} has no parameter {sorted(extra)[0]!r} @ composition.{_KEYS.get(kind, kind)}"
+    rules = found.get("rules")
+    if rules is not None and rules.references != "none" and composition.baseline == "none":
+        return f"rules {rules.name!r} compare with references: say which @ composition.baseline"
     perturbation, aggregation = found.get("perturbation"), found.get("aggregation")
     if perturbation is None or aggregation is None:
         return ""

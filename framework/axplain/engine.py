@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import attrs
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from axplain.errors import UnsupportedModel, log
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
-from axplain.model import RowCount
+from axplain.model import RowCount, finite_values
 from axplain.problem import Problem
+from axplain.propagation.mode import RuleSet
+from axplain.propagation.passes import PROBE_ROWS, Comparison, RulePass, Run, record, shared_axes
+from axplain.propagation.tape import Axes, Tape
 from axplain.protocols import Answers
-from axplain.structure import Rows, Tensors, accumulator, all_finite, map_tensors
+from axplain.structure import Rows, Tensors, accumulator, map_tensors
 
 Need = Literal["value", "gradient"]
 Progress = Callable[[int, int], None]
@@ -29,39 +32,45 @@ UNMEASURED_ROWS = 4
 class Engine:
     """One call's access to the model. It runs under `guard.plain_mode`: no graph but where a gradient is asked for.
 
-    `batch_size`: rows of a chunk, or "auto". `most_rows`: about how many rows the whole call needs.
+    `batch_size`: rows of a chunk, or "auto". `most_rows`: about how many rows the whole call needs. `notes`: operations
+    whose plain gradient was taken under a rule set.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     progress: Progress | None = None
     most_rows: int = 0
     count: RowCount = attrs.field(factory=RowCount)
+    notes: set[str] = attrs.field(factory=set)
     _checking: bool = attrs.field(default=False, init=False)
     _limit: dict[Any, int] = attrs.field(factory=dict, init=False)
     _passes: int = attrs.field(default=0, init=False)
     _measured: Measured | None = attrs.field(default=None, init=False)
 
-    def ask(self, problem: Problem, x: Tensors, index: Tensor, need: Need) -> Answers:
+    def ask(self, problem: Problem, x: Tensors, index: Tensor, need: Need, under: Comparison | None = None) -> Answers:
         """Return the target's value, and its gradient if needed, at rows that belong to the examples of `index`.
 
-        Rows are split to what fits in memory; where memory runs out the chunk is halved and the work goes on.
+        `under` replaces the gradient by the one of a rule set. Rows are split to what fits in memory; where memory
+        runs out the chunk is halved and the work goes on.
 
         Raises:
             UnsupportedModel: the output has no gradient, is not finite, or one row does not fit in memory.
         """
         limit = self.rows(problem, need)
         if len(index) > limit:
-            pieces = [
-                self.ask(
-                    problem, map_tensors(lambda t, s=start: t[s : s + limit], x), index[start : start + limit], need
-                )
-                for start in range(0, len(index), limit)
-            ]
+            pieces = []
+            for start in range(0, len(index), limit):
+                chunk = slice(start, start + limit)
+                rows = map_tensors(lambda tensor, chunk=chunk: tensor[chunk], x)
+                pieces.append(self.ask(problem, rows, index[chunk], need, under and under.part(chunk)))
             return _join(pieces)
+        forward, backward = self.count.forward, self.count.backward
         try:
-            answers = self._gradient(problem, x, index) if need == "gradient" else self._value(problem, x, index)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if need == "gradient":
+                answers = self._gradient(problem, x, index, under.ready() if under else None)
+            else:
+                answers = self._value(problem, x, index)
+        except RuntimeError as error:
+            if not out_of_memory(error):
                 raise
             if len(index) == 1:
                 raise UnsupportedModel(
@@ -70,9 +79,33 @@ class Engine:
         else:
             self._report()
             return answers
+        self.count.forward, self.count.backward = forward, backward
         self._limit[_shape_key(problem, need)] = len(index) // 2
         log.info("memory ran out at %d rows; going on with %d", len(index), len(index) // 2)
-        return self.ask(problem, x, index, need)
+        return self.ask(problem, x, index, need, under)
+
+    def record(self, problem: Problem, rows: Rows, rules: RuleSet, *, paired: bool) -> Tape:
+        """Run references for a rule set and return their tape; see `passes.record`."""
+        tape = record(problem, rows, rules, self.notes, self._runner(problem), paired=paired)
+        self._count(len(rows.index), 0)
+        return tape
+
+    def shared_axes(self, problem: Problem, rules: RuleSet) -> Axes | None:
+        """Return how a tape can be shared between examples, from two small passes that are not counted.
+
+        None: it cannot, or there is no memory for two rows.
+        """
+        if self.rows(problem, "gradient") < max(PROBE_ROWS):
+            return None
+        try:
+            return shared_axes(problem, rules, self.notes, self._runner(problem))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return None
+
+    def _runner(self, problem: Problem) -> Run:
+        return lambda x, index: self._pass(problem, x, index)
 
     def ask_with_riders(
         self, problem: Problem, x: Tensors, index: Tensor, need: Need, riders: Rows
@@ -154,8 +187,8 @@ class Engine:
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)
         try:
             growth = run(3) - run(2)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        except RuntimeError as error:
+            if not out_of_memory(error):
                 raise
             return Measured(sys.maxsize, None)  # not even three rows fit: one at a time
         return Measured(max(growth, 0) + inputs, (values[0], values[1]))
@@ -163,12 +196,14 @@ class Engine:
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
         value = self._select(problem, map_tensors(Tensor.clone, x), index)
         self._count(len(index), 0)
-        return Answers(value=_checked(value))
+        return Answers(value=finite_values(value))
 
-    def _gradient(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
+    def _gradient(self, problem: Problem, x: Tensors, index: Tensor, under: RulePass | None = None) -> Answers:
         with torch.enable_grad():
             leaves, rows = _leaves(x)
-            value = self._select(problem, rows, index)
+            value = self._select(problem, rows, index, under)
+            if under:
+                under.check(value, leaves)
             gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if value.requires_grad else ()
             if all(gradient is None for gradient in gradients):
                 raise UnsupportedModel(
@@ -180,10 +215,14 @@ class Engine:
             torch.zeros_like(leaf) if gradient is None else gradient
             for leaf, gradient in zip(leaves, gradients, strict=True)
         )
-        return Answers(value=_checked(value.detach()), terms=terms)
+        value = finite_values(value.detach())
+        baseline = under.reference_values(problem, index) if under else None
+        ends = None if baseline is None else (value.double(), baseline.double())
+        return Answers(value=value, terms=terms, ends=ends)
 
-    def _select(self, problem: Problem, rows: Tensors, index: Tensor) -> Tensor:
-        with problem.target.watching(problem.model):
+    def _select(self, problem: Problem, rows: Tensors, index: Tensor, under: RulePass | None = None) -> Tensor:
+        seen = under.following(problem.model, rows) if under else nullcontext()
+        with problem.target.watching(problem.model), seen:
             raw = self._pass(problem, rows, index)
             value = problem.target.select(raw, index)
         return value.to(accumulator(value.dtype))
@@ -218,21 +257,12 @@ def _leaves(x: Tensors) -> tuple[Tensors, Tensors]:
     return leaves, map_tensors(Tensor.clone, leaves)
 
 
-def _checked(value: Tensor) -> Tensor:
-    if not all_finite(value):
-        bad = int((~value.isfinite()).sum())
-        raise UnsupportedModel(
-            f"model: the target is NaN or inf at {bad} of {len(value)} rows; look for a division by zero, an overflow "
-            "in half precision, or points that the model was never meant to see."
-        )
-    return value
-
-
 def _shape_key(problem: Problem, need: Need) -> Any:
     return need, problem.device, tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
@@ -240,5 +270,9 @@ def _out_of_memory(error: BaseException) -> bool:
 def _join(pieces: list[Answers]) -> Answers:
     value = torch.cat([piece.value for piece in pieces if piece.value is not None])
     terms = [piece.terms for piece in pieces if piece.terms is not None]
-    joined = tuple(torch.cat(parts) for parts in zip(*terms, strict=True)) if terms else None
-    return Answers(value=value, terms=joined)
+    ends = [piece.ends for piece in pieces if piece.ends is not None]
+    return Answers(value=value, terms=_concatenate(terms), ends=_concatenate(ends))
+
+
+def _concatenate(parts: Sequence[Tensors]) -> Any:
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)) if parts else None

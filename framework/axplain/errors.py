@@ -42,6 +42,10 @@ class UnsupportedModel(AxplainError):  # noqa: N818 - see UnknownMethod
     """The model does something that cannot be explained correctly."""
 
 
+class UncoveredOperation(UnsupportedModel):
+    """A rule set meets an operation that it has no rule for; the message names it and the module that called it."""
+
+
 class SpecError(AxplainError):
     """A spec is wrong; the message lists every fault of the file as `description @ file.key`."""
 

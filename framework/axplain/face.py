@@ -218,7 +218,7 @@ def _explanation(
         standard_errors=None if errors is None else structure.pack(_mirror(errors, problem.inputs)),
         cost=Cost(engine.count.forward, engine.count.backward, engine.count.check_forward, bound),
         seconds=seconds,
-        notes=dict(outcome.notes) | _tolerance_note(asked, outcome, engine),
+        notes=dict(outcome.notes) | _tolerance_note(asked, outcome, engine) | _gradient_note(engine),
         provenance=_provenance(asked),
         structure=structure,
         model=weakref.ref(function) if isinstance(function, torch.nn.Module) else None,
@@ -232,6 +232,11 @@ def _tolerance_note(asked: Question, outcome: Outcome, engine: Engine) -> dict[s
     worst = float(outcome.checks["completeness"].abs().max())
     reached = worst <= asked.tolerance
     return {"tolerance": {"asked": asked.tolerance, "reached": reached, "rows": engine.count.forward}}
+
+
+def _gradient_note(engine: Engine) -> dict[str, Any]:
+    """Say which operations have no rule, where their plain gradient was asked for."""
+    return {"plain gradient": sorted(engine.notes)} if engine.notes else {}
 
 
 def _mirror(tensors: Tensors, inputs: Tensors) -> Tensors:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from axplain.errors import UnsupportedModel
-from axplain.structure import Structure, Tensors
+from axplain.structure import Structure, Tensors, all_finite
 
 
 @attrs.define
@@ -66,3 +66,18 @@ def output_tensor(raw: Any) -> Tensor:
         f"model: it returned {found}; expected a tensor, a tuple whose first element is one, a dict with one tensor or "
         "`logits`, or an object with `logits`. Pass target=lambda output: ... to choose one value per example yourself."
     )
+
+
+def finite_values(value: Tensor) -> Tensor:
+    """Return the target's values if they are numbers.
+
+    Raises:
+        UnsupportedModel: some are NaN or inf.
+    """
+    if not all_finite(value):
+        bad = int((~value.isfinite()).sum())
+        raise UnsupportedModel(
+            f"model: the target is NaN or inf at {bad} of {len(value)} rows; look for a division by zero, an overflow "
+            "in half precision, or points that the model was never meant to see."
+        )
+    return value

@@ -15,7 +15,7 @@ from axplain.structure import Tensors
 
 if TYPE_CHECKING:
     from axplain.engine import Engine
-    from axplain.problem import Problem
+    from axplain.problem import Problem, References
     from axplain.randomness import Key
 
 
@@ -24,13 +24,14 @@ class Points:
     """Where the model is looked at, and what couples the stages.
 
     `x`: (samples * examples, ...) per tensor. `weight`: (samples,) float64. `tangent`: (1 or samples, examples, ...)
-    per tensor, the derivative of the path.
+    per tensor, the derivative of the path. `references`: for an inner method, one reference of each row.
     """
 
     x: Tensors
     samples: int
     weight: Tensor | None = None
     tangent: Tensors | None = None
+    references: References | None = None
 
 
 @attrs.frozen(eq=False)

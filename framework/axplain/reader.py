@@ -147,7 +147,7 @@ def _reference_faults(spec: Spec) -> list[str]:
     if composition is None:
         return []
     uses = {name: getattr(composition, name) for name in ("perturbation", "aggregation", "refinement")}
-    uses["evaluation"] = composition.evaluation.method
+    uses["evaluation"] = composition.evaluation.method or composition.evaluation.rules
     named: list[tuple[str, Any]] = [(f"post.{name}", value) for name, value in composition.post.items()]
     for place, use in uses.items():
         if use is not None:
@@ -181,7 +181,10 @@ def _evaluation(value: Any, _: type) -> Evaluation:
     if isinstance(value, dict) and "method" in value:
         arguments = {name: _literal(argument) for name, argument in value.items() if name != "method"}
         return Evaluation("method", Use(_literal(value["method"]), arguments))
-    raise ValueError("expected 'value', 'gradient' or { method = ... }")
+    if isinstance(value, dict) and "rules" in value:
+        arguments = {name: _literal(argument) for name, argument in value.items() if name != "rules"}
+        return Evaluation("gradient", rules=Use(_literal(value["rules"]), arguments))
+    raise ValueError("expected 'value', 'gradient', { rules = ... } or { method = ... }")
 
 
 def _exact(type_: type) -> Any:

@@ -22,6 +22,7 @@ GROUPS: Final[Mapping[str, str]] = MappingProxyType(
         "perturbation": "axplain.perturbations",
         "aggregation": "axplain.aggregations",
         "refinement": "axplain.refinements",
+        "rules": "axplain.rules",
     }
 )
 
@@ -85,10 +86,14 @@ class Use:
 
 @attrs.frozen
 class Evaluation:
-    """What is asked at the points: values or gradients of the model, or the attributions of another method."""
+    """What is asked at the points: values or gradients of the model, or the attributions of another method.
+
+    `rules`: the rule set that the gradient is taken under.
+    """
 
     kind: Literal["value", "gradient", "method"]
     method: Use | None = None
+    rules: Use | None = None
 
 
 @attrs.frozen
@@ -152,7 +157,7 @@ class Spec:
     """The declaration of one plugin.
 
     A method either has a `composition` or is code, found by the entry point of its name; `references` says what such
-    code takes as baselines. `provides` belongs to perturbations, `needs` to aggregations.
+    code, or a rule set, takes as baselines. `provides` belongs to perturbations, `needs` to aggregations.
     """
 
     spec: int

@@ -58,6 +58,15 @@ class Case:
         """Whether completeness is claimed all the way down, so that a residual comes with the answer."""
         return all(spec.claim("completeness") for spec in self.specs) and self.baseline != "none"
 
+    @property
+    def by_rules(self) -> bool:
+        """Whether gradients are taken under a rule set, which must see every operation of the model."""
+        composition = self.specs[-1].composition
+        while composition is not None and composition.evaluation.method is not None:
+            name = composition.evaluation.method.name
+            composition = axplain.describe(name).composition if isinstance(name, str) else None
+        return composition is not None and composition.evaluation.rules is not None
+
     def arguments(self, **given: Any) -> dict[str, Any]:
         """The arguments of `explain`, with small numbers of samples, and a baseline where one is taken."""
         outer = axplain.describe(self.method).parameters

@@ -86,7 +86,7 @@ def test_a_good_document_becomes_a_spec() -> None:
             r"'target' is an argument of explain @ mine.toml.parameters",
         ),
         ("cost.forward_rows", "batch * steps", r"'steps' is neither a parameter .*@ mine.toml.cost.forward_rows"),
-        ("composition.evaluation", "gradients", r"expected 'value', 'gradient' or .*@ mine.toml.composition"),
+        ("composition.evaluation", "gradients", r"expected 'value', 'gradient', .*@ mine.toml.composition"),
         ("composition.perturbation", {"n": 3}, r"expected a name or \{ use = name.*@ mine.toml.composition"),
         ("composition.baseline", "zeros", r"'zeros' is none of 'none', 'reference'.*@ mine.toml.composition"),
         ("composition.post", {"sign": True}, r"expected a table with the key abs.*@ mine.toml.composition"),

@@ -59,8 +59,13 @@ def test_every_public_name_resolves_to_an_object_that_documents_itself() -> None
 
 
 def test_plugins_do_not_import_each_other() -> None:
-    for path in (ROOT / "plugins").rglob("*.py"):
-        assert "axplain_plugins" not in path.read_text("utf-8"), path
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "plugins").rglob("*.py")}
+    plugins = {path.stem for path, text in texts.items() if "@hookimpl" in text}
+    for path, text in texts.items():
+        for line in (line for line in text.splitlines() if "import" in line and "axplain_plugins" in line):
+            module, _, names = line.removeprefix("from ").partition(" import ")
+            assert module.startswith(f"axplain_plugins.{path.parent.name}"), f"{path}: {line} leaves the room"
+            assert not plugins & {module.rpartition(".")[2], *names.split(", ")}, f"{path}: {line}"
 
 
 def test_the_kernel_names_no_method() -> None:

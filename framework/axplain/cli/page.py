@@ -142,6 +142,8 @@ def _costs(cost: CostFormula | None) -> Iterator[tuple[str, str]]:
     most = "at most " if cost.bound == "upper" else ""
     yield "forward", f"{most}{cost.forward_rows.text} rows"
     yield "backward", f"{most}{cost.backward_rows.text} rows"
+    if cost.bound == "upper":
+        yield "bound", "upper: a call may need less"
     if cost.refined_rows is not None:
         yield "tolerance=", f"at most {cost.refined_rows.text} rows forward, and as many backward"
 
@@ -164,8 +166,9 @@ def _parts(composition: Composition | None) -> Iterator[tuple[str, str]]:
     if composition is None:
         return
     yield "perturbation", _use(composition.perturbation)
-    method = composition.evaluation.method
-    yield "evaluation", f"the method {_use(method)}" if method else composition.evaluation.kind
+    evaluation = composition.evaluation
+    words = f"the method {_use(evaluation.method)}" if evaluation.method else evaluation.kind
+    yield "evaluation", f"{words} under the rules {_use(evaluation.rules)}" if evaluation.rules else words
     yield "aggregation", _use(composition.aggregation)
     if composition.refinement:
         yield "refinement", f"{_use(composition.refinement)}, for tolerance="
@@ -221,6 +224,8 @@ def document(value: Any) -> Any:
         case Use():
             arguments = {name: document(argument) for name, argument in value.arguments.items()}
             return {"use": document(value.name), **arguments}
+        case Evaluation(rules=Use() as use):
+            return {"rules": document(use.name), **{k: document(v) for k, v in use.arguments.items()}}
         case Evaluation(method=Use() as use):
             return {"method": document(use.name), **{k: document(v) for k, v in use.arguments.items()}}
         case Evaluation():

@@ -1,0 +1,92 @@
+"""The second witness: every node of the autograd graph between the target and the seat is ours or linear."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from torch import Tensor
+
+#: Nodes that are linear in all that flows into them; a trailing number is cut off before the look-up.
+LINEAR_NODES: Final = frozenset(
+    {
+        *("View", "UnsafeView", "ReshapeAlias", "Expand", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Clone"),
+        *("Alias", "AsStrided", "Slice", "Select", "Index", "IndexSelect", "Gather", "Cat", "Stack", "Split"),
+        *("SplitWithSizes", "UnsafeSplit", "Unbind", "Diagonal", "Repeat", "Roll", "Flip", "Tril", "Triu", "Unfold"),
+        *("Rot90", "Trace", "Take", "MaskedSelect", "MaskedScatter", "MaskedFill", "Where", "IndexPut", "IndexAdd"),
+        *(
+            "IndexCopy",
+            "IndexFill",
+            "Scatter",
+            "ScatterAdd",
+            "Fill",
+            "Zero",
+            "Add",
+            "Sub",
+            "Rsub",
+            "Neg",
+            "Sum",
+            "Mean",
+        ),
+        *(
+            "Mean",
+            "Cumsum",
+            "ToCopy",
+            "ToDense",
+            "ConstantPadNd",
+            "ReflectionPad1D",
+            "ReflectionPad2D",
+            "ReflectionPad3D",
+        ),
+        *("ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D", "Im2Col", "Col2Im", "PixelShuffle"),
+        *("PixelUnshuffle", "ChannelShuffle", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D"),
+        *("MkldnnAdaptiveAvgPool2D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D"),
+        *("UpsampleBilinear2D", "UpsampleTrilinear3D", "UpsampleBicubic2D", "UpsampleNearestExact1D", "GridSampler2D"),
+        *("UpsampleNearestExact2D", "UpsampleNearestExact3D", "UpsampleBilinear2DAa", "UpsampleBicubic2DAa"),
+        *("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNormImpl", "Copy", "CopySlices", "LiftFresh"),
+        *("Topk", "Sort", "Kthvalue", "Median", "Nanmedian", "Mode", "AccumulateGrad", "Diag", "Lerp"),
+        *("Conj", "ResolveConj", "DiagonalScatter", "SliceScatter", "NativeDropout", "UpsampleBicubic2DAA"),
+    }
+)
+#: Nodes that are linear where a single one of their inputs leads to the seat: it is multiplied by a constant.
+PRODUCT_NODES: Final = frozenset(
+    {
+        *("Mul", "Mm", "Bmm", "Addmm", "Baddbmm", "Addbmm", "Addmv", "Mv", "Dot", "Vdot", "Addr", "Addcmul", "Linear"),
+        *("Convolution", "ConvolutionOverrideable", "SlowConv2D", "SlowConv3D", "MkldnnConvolution", "Div", "Kron"),
+        *("CudnnConvolution", "ConvDepthwise2D", "ConvDepthwise3D", "ThnnConv2D", "Cross", "LinalgCross", "Lerp"),
+        *("MpsConvolution", "Bilinear", "Trilinear"),
+    }
+)
+OURS: Final = "RuledBackward"
+
+
+def foreign_nodes(value: Tensor, leaves: tuple[Tensor, ...]) -> Iterator[str]:
+    """Yield the names of the nodes between a value and the leaves that are neither ours nor linear."""
+    leading = _leading(value.grad_fn, {id(leaf) for leaf in leaves})
+    for node in leading.values():
+        inputs = [following for following, _ in node.next_functions if following in leading]
+        stem = re.sub(r"Backwards?\d*$", "", node.name().rpartition("::")[2])
+        if node.name() == OURS or stem in LINEAR_NODES:
+            continue
+        if stem in PRODUCT_NODES and len(inputs) <= (2 if stem.startswith("Add") or stem == "Baddbmm" else 1):
+            continue
+        yield node.name()
+
+
+def _leading(root: Any, leaves: set[int]) -> dict[Any, Any]:
+    """Return the nodes from which a leaf can be reached, `root` among them if it can."""
+    reaches: dict[Any, bool] = {}
+    stack = [(root, False)]
+    while stack:
+        node, expanded = stack.pop()
+        if node is None or (node in reaches and not expanded):
+            continue
+        following = [edge for edge, _ in node.next_functions if edge is not None]
+        if expanded:
+            reaches[node] = id(getattr(node, "variable", None)) in leaves or any(reaches.get(f) for f in following)
+        else:
+            reaches[node] = False
+            stack.append((node, True))
+            stack.extend((edge, False) for edge in following if edge not in reaches)
+    return {node: node for node, reached in reaches.items() if reached}

@@ -1,0 +1,459 @@
+"""The function mode: which tensors depend on the seat, and what happens to each operation that meets one.
+
+`Recording` runs the references and writes the tape; `Following` runs the examples with a graph in which every operation
+that has a rule is a node of ours. Both take the same decisions, so their records stay in step.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import attrs
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from axplain.errors import UncoveredOperation
+from axplain.propagation.opaque import OPAQUE
+from axplain.propagation.operations import (
+    READS,
+    SELECTIONS,
+    SHAPED,
+    STEPS,
+    WHOLE,
+    Name,
+    Operation,
+    Place,
+    differentiable,
+    flat,
+    in_training,
+    is_linear,
+    is_python,
+    name_of,
+    no_grad,
+    replaced,
+    tensors_in,
+    transparent,
+)
+from axplain.propagation.tape import Reader, Tape
+from axplain.structure import Tensors
+
+#: (gradient, the operation on the examples, the one on their references or None) -> one multiplier per dependent input
+Multipliers = Callable[[Tensor, Operation, Operation | None], Sequence[Tensor | None]]
+Mark = Literal["smooth", "inverse", "cut"]
+_MARK = "_axplain_mark"
+_CARRIES_INVERSE = frozenset(
+    {
+        *("unsqueeze", "squeeze", "expand", "expand_as", "view", "reshape", "to", "float", "double", "half", "type_as"),
+        *("bfloat16", "clone", "contiguous", "mul", "div", "transpose", "permute", "broadcast_to", "getitem"),
+    }
+)
+
+
+@attrs.frozen
+class Rule:
+    """How multipliers go back through one operation.
+
+    `multipliers`: plain tensor code. `run`: gives the output and more that the multipliers will need, where computing
+    it again would cost; it gets the function and the arguments of the call.
+    """
+
+    multipliers: Multipliers
+    run: Callable[..., tuple[Tensor, ...]] | None = None
+
+
+class RuleSet(Protocol):
+    """Backward rules by the name of the operation.
+
+    `references`: whether rules compare with references. `unknown`: what to do without a rule, refuse or take the plain
+    gradient.
+    """
+
+    @property
+    def references(self) -> bool:
+        """Whether the rules need the same operation on the references."""
+        ...
+
+    @property
+    def unknown(self) -> Literal["refuse", "gradient"]:
+        """What happens to an operation that has no rule."""
+        ...
+
+    def rule(self, operation: str) -> Rule | None:
+        """Return the rule of an operation, or None where it has none."""
+        ...
+
+
+class PropagationMode(TorchFunctionMode):
+    """Marks what depends on the seat and sends each operation to its rule, to torch, or to an error."""
+
+    def __init__(self, rules: RuleSet, root: torch.nn.Module | None, notes: set[str]) -> None:
+        super().__init__()
+        self.rules, self.root, self.notes = rules, root, notes
+        self._inside: list[Callable[..., Any]] = []
+        self._marked: list[Tensor] = []  # tensors of the model that were written to; unmarked at the end
+
+    def depend(self, tensors: Tensors) -> None:
+        """Say which tensors are the seat's."""
+        for tensor in tensors:
+            if differentiable(tensor):
+                self._mark(tensor, "smooth")
+
+    def release(self) -> None:
+        """Take the marks off tensors that may outlive the pass."""
+        for tensor in self._marked:
+            if hasattr(tensor, _MARK):
+                delattr(tensor, _MARK)
+        self._marked.clear()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Decide what to do with one operation."""
+        kwargs = kwargs or {}
+        found = [(place, tensor, mark) for place, tensor in flat(args, kwargs) if (mark := self._mark_of(tensor))]
+        if not found:
+            return func(*args, **kwargs)
+        return self._meet(func, args, kwargs, found)
+
+    def _meet(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        found: list[tuple[Place, Tensor, Mark]],
+    ) -> Any:
+        name = name_of(function)
+        places = [place for place, _, _ in found]
+        if in_training(name.name, arguments, keywords):
+            self.uncovered(name.name, "it runs in training mode; call model.eval()")
+            return self._outputs(name, function(*arguments, **keywords), arguments, "smooth")
+        rule = self.rules.rule(name.name)
+        if is_python(function) and (rule is None or name.name not in WHOLE) and function not in self._inside:
+            self._inside.append(function)  # Tensor.unflatten calls super().unflatten, which comes back by the same name
+            try:
+                with self:
+                    return transparent(function)(*arguments, **keywords)
+            finally:
+                self._inside.pop()
+        if getattr(function, "__name__", "") == "__set__" and name.name != "data":  # hooks, requires_grad
+            return function(*arguments, **keywords)
+        if name.name in READS:
+            return self._read(name.name, function, arguments, keywords)
+        if name.name in SHAPED:
+            return function(*arguments, **keywords)
+        if keywords.get("rounding_mode") is not None:
+            return self._constants(name.name, no_grad(function, *arguments, **keywords))
+        if any(mark == "cut" for _, _, mark in found):
+            return self._meet_cut(function, name, arguments, keywords, found)
+        if name.in_place and arguments and isinstance(arguments[0], Tensor):
+            self._before_writing(arguments[0])
+        if is_linear(name.name, places, arguments, keywords):
+            result = function(*arguments, **keywords)
+            inverse = name.name in _CARRIES_INVERSE and found[0][2] == "inverse"
+            return self._outputs(name, result, arguments, "inverse" if inverse else "smooth")
+        if rule is not None and "out" not in keywords:
+            return self._ruled(function, name, arguments, keywords, found, rule)
+        if name.name in OPAQUE:
+            with self:
+                result = OPAQUE[name.name](*arguments, **keywords)
+                return arguments[0].copy_(result) if name.in_place else result
+        return self._unruled(function, name, arguments, keywords)
+
+    def _unruled(self, function: Any, name: Name, arguments: Any, keywords: Any) -> Any:
+        if name.name in STEPS and not name.in_place:
+            return self._constants(name.name, no_grad(function, *arguments, **keywords))
+        if name.name in SELECTIONS and not name.in_place:
+            result = function(*arguments, **keywords)
+            chosen = [t for t in tensors_in(result) if not differentiable(t)]
+            if self._steer(name.name, tuple(chosen)):
+                for tensor in tensors_in(result):
+                    if differentiable(tensor):
+                        self._mark(tensor, "smooth")
+                return result
+            self.uncovered(name.name, "it chooses other elements for the example than for its reference")
+            return self._outputs(name, result, arguments, "smooth")
+        if not name.in_place:
+            result = no_grad(function, *arguments, **keywords)
+            tensors = tensors_in(result)
+            if not tensors:
+                return result  # a size, a device, a dtype
+            if not any(differentiable(tensor) for tensor in tensors):
+                return self._constants(name.name, result)
+        self.uncovered(name.name)
+        return self._outputs(name, function(*arguments, **keywords), arguments, "smooth")
+
+    def _outputs(self, name: Name, result: Any, arguments: tuple[Any, ...], mark: Mark) -> Any:
+        """Mark what an operation gave, and what it wrote to."""
+        for tensor in tensors_in(result):
+            if not differentiable(tensor):
+                return self._constants(name.name, result)
+            self._mark(tensor, mark if self._flows(tensor) else "cut")
+        if name.in_place and arguments and isinstance(arguments[0], Tensor):
+            self._mark(arguments[0], "smooth" if self._flows(arguments[0]) else "cut")
+            self._marked.append(arguments[0])
+        return result
+
+    def _constants(self, name: str, result: Any) -> Any:
+        """Give results without a gradient: constants where the references gave the same, else cut off."""
+        tensors = tuple(tensors_in(result))
+        if not self._steer(name, tensors):
+            for tensor in tensors:
+                self._mark(tensor, "cut")
+        return result
+
+    def _read(self, name: str, function: Any, arguments: Any, keywords: Any) -> Any:
+        result = function(*arguments, **keywords)
+        values = result.tolist() if hasattr(result, "tolist") else result
+        if any(self._mark_of(t) == "cut" for _, t in flat(arguments, keywords)):
+            self.uncovered(name, "it reads values that differ between the example and its reference")
+        elif not self._steer(name, (), values):
+            self.uncovered(name, "it reads a number that differs between the example and its reference")
+        return result
+
+    def _meet_cut(
+        self,
+        function: Any,
+        name: Name,
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        found: list[tuple[Place, Tensor, Mark]],
+    ) -> Any:
+        """Let tests of values that were cut off pass; refuse to compute with them."""
+        result = no_grad(function, *arguments, **keywords) if not name.in_place else None
+        tensors = tensors_in(result)
+        if result is not None and not any(differentiable(tensor) for tensor in tensors):
+            for tensor in tensors:
+                self._mark(tensor, "cut")
+            return result
+        self.uncovered(
+            name.name,
+            "it uses a comparison, a mask, an index or a detached value that differs between the example and its "
+            "reference",
+        )
+        for _, tensor, mark in found:
+            if mark == "cut":
+                delattr(tensor, _MARK)
+        with self:
+            return function(*arguments, **keywords)
+
+    def uncovered(self, name: str, why: str = "it has no rule") -> None:
+        """Refuse an operation, or note it where the plain gradient was asked for.
+
+        Raises:
+            UncoveredOperation: naming the operation and the module that it was called in.
+        """
+        where = self._where()
+        if self.rules.unknown == "gradient":
+            self.notes.add(f"{name} in {where}")
+            return
+        raise UncoveredOperation(
+            f"model: operation {name!r}, called in {where}, is not covered: {why}. Use a method without rules, such as "
+            "integrated_gradients, or take its plain gradient with unknown='gradient'."
+        )
+
+    def _where(self) -> str:
+        return module_calling(self.root)
+
+    def _mark(self, tensor: Tensor, mark: Mark) -> None:
+        setattr(tensor, _MARK, (self, mark))
+
+    def _mark_of(self, tensor: Tensor) -> Mark | None:
+        marked = getattr(tensor, _MARK, None)
+        return marked[1] if marked is not None and marked[0] is self else None
+
+    @abstractmethod
+    def _flows(self, tensor: Tensor) -> bool:
+        """Whether a gradient flows through a result."""
+
+    @abstractmethod
+    def _steer(self, name: str, tensors: Tensors, values: Any = None) -> bool:
+        """Note, or compare, what may steer the model; whether it is the same for example and reference."""
+
+    @abstractmethod
+    def _before_writing(self, tensor: Tensor) -> None:
+        """Save what is still needed of a tensor that will be overwritten."""
+
+    @abstractmethod
+    def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
+        """Note, or put into the graph, an operation that has a rule; return its output."""
+
+    def _ruled(
+        self,
+        function: Any,
+        name: Name,
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        found: list[tuple[Place, Tensor, Mark]],
+        rule: Rule,
+    ) -> Any:
+        """Run an operation that has a rule; one that writes runs on a copy, and then its result is written."""
+        written = arguments[0] if name.in_place else None
+        plain = (lambda first, *more, **named: function(first.clone(), *more, **named)) if name.in_place else function
+        if rule.run is None:
+            result, extras = no_grad(plain, *arguments, **keywords), ()
+        else:
+            result, *extras = no_grad(rule.run, plain, *arguments, **keywords)
+        first, *others = tensors_in(result)
+        seen = tuple(tensor.clone() if tensor is written else tensor for _, tensor, _ in found)
+        call = RuledCall(rule, name.name, plain, arguments, keywords, found, seen, first, tuple(extras))
+        output = self._apply(call, _given(name, arguments, found))
+        for other in others:
+            self._constants(name.name, other)
+        if written is None:
+            return type(result)((output, *others)) if others else output
+        written.copy_(output)
+        self._mark(written, self._mark_of(output) or "smooth")
+        self._marked.append(written)
+        return written
+
+
+@attrs.frozen(eq=False)
+class RuledCall:
+    """One call of an operation with a rule, and what came out, before it enters tape or graph."""
+
+    rule: Rule
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    found: list[tuple[Place, Tensor, Mark]]
+    seen: Tensors
+    output: Tensor
+    extras: Tensors
+
+    @property
+    def saved(self) -> Tensors:
+        """What the rule will need."""
+        return (*self.seen, self.output, *self.extras)
+
+
+class Recording(PropagationMode):
+    """Runs the references and writes what operations with a rule saw."""
+
+    def __init__(self, rules: RuleSet, root: torch.nn.Module | None, notes: set[str], tape: Tape) -> None:
+        super().__init__(rules, root, notes)
+        self.tape = tape
+
+    def _flows(self, tensor: Tensor) -> bool:
+        return True
+
+    def _steer(self, name: str, tensors: Tensors, values: Any = None) -> bool:
+        self.tape.add(name, tensors, values)
+        return True
+
+    def _before_writing(self, tensor: Tensor) -> None:
+        self.tape.kept.before_writing(tensor)
+
+    def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
+        self.tape.add(call.name, call.saved)
+        self._mark(call.output, mark)
+        return call.output
+
+
+class Following(PropagationMode):
+    """Runs the examples with a graph of rules, in step with the tape of their references."""
+
+    def __init__(self, rules: RuleSet, root: torch.nn.Module | None, notes: set[str], reader: Reader | None) -> None:
+        super().__init__(rules, root, notes)
+        self.reader = reader
+        self.kept = Tape().kept
+
+    def _flows(self, tensor: Tensor) -> bool:
+        return tensor.requires_grad
+
+    def _steer(self, name: str, tensors: Tensors, values: Any = None) -> bool:
+        if self.reader is None:
+            return True
+        return self.reader.agrees(self.reader.next(name, self._where), tensors, values)
+
+    def _before_writing(self, tensor: Tensor) -> None:
+        self.kept.before_writing(tensor)
+
+    def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
+        number = self.reader.next(call.name, self._where) if self.reader else None
+        places = tuple(place for place, _, _ in call.found)
+        inverses = tuple(mark == "inverse" for _, _, mark in call.found)
+        # the inputs leave the arguments, or the graph would hold itself
+        arguments, keywords = replaced(call.arguments, call.keywords, places, (None,) * len(places))
+        template = Operation(
+            call.name, call.function, tuple(arguments), keywords, places, (), call.output.detach(), (), inverses
+        )
+        saved = self.kept.keep(call.saved)
+        application = Application(call.rule.multipliers, template, saved, self.reader, number, [call.output])
+        output: Tensor = Ruled.apply(application, *(tensor for _, tensor, _ in call.found))  # type: ignore[no-untyped-call]
+        self._mark(output, mark if output.requires_grad else "cut")
+        return output
+
+
+def _given(name: Name, arguments: tuple[Any, ...], found: list[tuple[Place, Tensor, Mark]]) -> Mark:
+    """Say whether an operation gave one over something: products with it are the divisions that they stand for."""
+    if name.name in ("rsqrt", "reciprocal"):
+        return "inverse"
+    if name.name in ("div", "true_divide", "divide") and all(place[0] == 1 for place, _, _ in found):
+        return "inverse"
+    if name.name == "pow" and len(arguments) > 1 and isinstance(arguments[1], int | float) and arguments[1] < 0:
+        return "inverse"
+    return "smooth"
+
+
+@attrs.frozen(eq=False)
+class Application:
+    """One operation on the examples and the rule that its backward pass applies. `output` is taken by the graph."""
+
+    multipliers: Multipliers
+    template: Operation
+    saved: list[Tensor]
+    reader: Reader | None
+    number: int | None
+    output: list[Tensor]
+
+    def back(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return what the rule gives to each dependent input."""
+        template, count = self.template, len(self.template.places)
+        inputs, output, extras = tuple(self.saved[:count]), self.saved[count], tuple(self.saved[count + 1 :])
+        arguments, keywords = replaced(template.arguments, template.keywords, template.places, inputs)
+        new = attrs.evolve(
+            template, arguments=tuple(arguments), keywords=keywords, inputs=inputs, output=output, extras=extras
+        )
+        if self.reader is None or self.number is None:
+            return tuple(self.multipliers(gradient, new, None))
+        old = self.reader.tape.operation(self.number, new, self.reader.rows)
+        multipliers = self.multipliers(gradient, new, old)
+        return tuple(m if m is None else m.to(x.dtype) for m, x in zip(multipliers, inputs, strict=True))
+
+
+class Ruled(torch.autograd.Function):
+    """A node of the graph whose backward pass is a rule."""
+
+    @staticmethod
+    def forward(ctx: Any, application: Application, *inputs: Tensor) -> Tensor:
+        """Hand out the output that is known already."""
+        ctx.application = application
+        return application.output.pop()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Apply the rule."""
+        with torch.no_grad():
+            return None, *ctx.application.back(gradient)
+
+
+def module_calling(root: torch.nn.Module | None) -> str:
+    """Say in which module of the model the running operation was called, from the frames on the stack."""
+    frame: Any = sys._getframe(1)
+    names = {id(module): name for name, module in root.named_modules()} if root is not None else {}
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module) and id(owner) in names:
+            name = names[id(owner)]
+            return f"module {name!r} ({type(owner).__name__})" if name else f"the model ({type(owner).__name__})"
+        frame = frame.f_back
+    return "the model"

@@ -1,0 +1,165 @@
+"""Recorded references and rule gradients of examples: what the engine runs instead of a plain gradient pass."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.errors import UncoveredOperation
+from axplain.model import Model, finite_values, output_tensor
+from axplain.problem import Problem
+from axplain.propagation.graph import foreign_nodes
+from axplain.propagation.mode import Following, Recording, RuleSet
+from axplain.propagation.tape import Axes, Reader, Tape, row_axes
+from axplain.structure import Rows, Tensors, map_tensors
+
+#: Two small passes of these sizes tell where the rows lie.
+PROBE_ROWS: Final = (1, 2)
+
+Run = Callable[[Tensors, Tensor], Any]
+
+_axes: weakref.WeakKeyDictionary[Any, dict[Any, Axes | None]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class Comparison(Protocol):
+    """The rows of a rule pass, which can be cut before what they are compared with is run."""
+
+    def part(self, chunk: slice) -> Comparison:
+        """Return the comparison of some of the rows."""
+        ...
+
+    def ready(self) -> RulePass:
+        """Return the pass; references that have not run yet run now."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class RulePass:
+    """A rule set, the tape it compares with, and the row of the tape that belongs to each row that is asked.
+
+    `rows`: (n,), or None where the tape has the same rows as the examples, or there is none. `notes` collects
+    operations without a rule.
+    """
+
+    rules: RuleSet
+    tape: Tape | None
+    rows: Tensor | None
+    notes: set[str]
+
+    def part(self, chunk: slice) -> RulePass:
+        """Return the pass for some of its rows."""
+        return self if self.rows is None else attrs.evolve(self, rows=self.rows[chunk])
+
+    def ready(self) -> RulePass:
+        """Return the pass itself: its references have run."""
+        return self
+
+    def reference_values(self, problem: Problem, index: Tensor) -> Tensor | None:
+        """Return F(x') of each row, (rows,), where references were run."""
+        if self.tape is None:
+            return None
+        if self.tape.values is None:
+            return finite_values(problem.target.select(self.tape.output[self.rows], index))
+        return self.tape.values if self.rows is None else self.tape.values[self.rows]
+
+    @contextmanager
+    def following(self, model: Model, rows: Tensors) -> Iterator[None]:
+        """Run a forward pass over examples in step with the tape."""
+        reader = Reader(self.tape, self.rows) if self.tape is not None else None
+        mode = Following(self.rules, model.module, self.notes, reader)
+        mode.depend(rows)
+        try:
+            with mode:
+                yield
+        finally:
+            mode.release()
+        if reader is not None:
+            reader.finish()
+
+    def check(self, value: Tensor, leaves: Tensors) -> None:
+        """Refuse a graph with nodes that are neither ours nor linear.
+
+        Raises:
+            UncoveredOperation: naming them.
+        """
+        nodes = sorted(set(foreign_nodes(value, leaves)))
+        if nodes and self.rules.unknown == "gradient":
+            self.notes.update(nodes)
+        elif nodes:
+            raise UncoveredOperation(
+                f"model: {', '.join(nodes)} in its graph never passed through the rules: a custom autograd function, "
+                "scripted code, vmap, or another thread. Write it with torch operations, use a method without rules, "
+                "such as integrated_gradients, or take the plain gradient with unknown='gradient'."
+            )
+
+
+def refuse_hidden_code(model: Model) -> None:
+    """Refuse models whose operations a function mode cannot see.
+
+    Raises:
+        UncoveredOperation: the model is scripted, compiled or spread over devices by threads.
+    """
+    hidden: dict[type, str] = {
+        torch.jit.ScriptModule: "scripted: explain the module that was scripted",
+        torch.jit.ScriptFunction: "scripted: explain the function that was scripted",
+        torch.nn.DataParallel: "run by threads: explain model.module",
+    }
+    parts = dict(model.module.named_modules()) if model.module is not None else {"": model.function}
+    for name, part in parts.items():
+        where = f"module {name!r} is " if name else "it is "
+        for kind, cure in hidden.items():
+            if isinstance(part, kind):
+                raise UncoveredOperation(f"model: {where}{cure}. A rule set must see each operation.")
+        if hasattr(part, "_orig_mod") or hasattr(part, "_torchdynamo_orig_callable"):
+            raise UncoveredOperation(
+                f"model: {where}compiled: explain the module before torch.compile. A rule set must see each operation."
+            )
+
+
+def record(problem: Problem, rows: Rows, rules: RuleSet, notes: set[str], run: Run, *, paired: bool) -> Tape:
+    """Run references and return their tape, with the target's values, or with the output where they are chosen later.
+
+    `run(x, index)` calls the model. `paired`: each row is the reference of one row of the examples.
+    """
+    tape = Tape()
+    mode = Recording(rules, problem.model.module, notes, tape)
+    x = map_tensors(Tensor.clone, rows.x)
+    mode.depend(x)
+    try:
+        with problem.target.watching(problem.model), mode:
+            raw = run(x, rows.index)
+            if paired or not bool(problem.target.codes(problem.batch, problem.device).any()):
+                tape.values = problem.target.select(raw, rows.index)
+            else:
+                tape.output = output_tensor(raw)
+    finally:
+        mode.release()
+    if tape.values is not None:
+        finite_values(tape.values)
+    return tape
+
+
+def shared_axes(problem: Problem, rules: RuleSet, notes: set[str], run: Run) -> Axes | None:
+    """Return where the rows lie on a tape that examples share, or None where they are folded; found once a model."""
+    key = (type(rules), rules, tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs), problem.device)
+    try:
+        with _lock:
+            known = _axes.setdefault(problem.model.function, {})
+    except TypeError:  # a callable that cannot be weakly referenced is probed each time
+        known = {}
+    if key not in known:
+        tapes = []
+        for count in PROBE_ROWS:
+            first = torch.zeros(count, dtype=torch.long, device=problem.device)
+            rows = Rows(map_tensors(lambda tensor, index=first: tensor[index], problem.inputs), first)
+            tapes.append(record(problem, rows, rules, notes, run, paired=True))
+        known[key] = row_axes(tapes[0], tapes[1], PROBE_ROWS)
+    return known[key]

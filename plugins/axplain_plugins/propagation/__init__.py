@@ -1,0 +1,1 @@
+"""Rules and references of propagation methods."""

@@ -1,0 +1,73 @@
+"""Rescale rules of products, quotients and whatever else is quadratic in its inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from axplain.propagation.operations import Operation
+
+Multipliers = tuple[Tensor | None, ...]
+
+
+def midpoint(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+    """Return the vector-Jacobian product halfway: exact for everything quadratic, d(ab) = mean(a) db + mean(b) da."""
+    assert old is not None, "rescale rules compare"
+    with torch.enable_grad():
+        middle = [((a + b) / 2).requires_grad_() for a, b in zip(new.inputs, old.inputs, strict=True)]
+        return torch.autograd.grad(new.at(*middle), middle, gradient)
+
+
+def product(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+    """Return the split of an elementwise product; a factor that stands for 1/s is treated as the division by s.
+
+    With y = x r and r = 1/s that is `2 r r' / (r + r')` for x and `(y + y') / (r + r')` for r, where r keeps its sign.
+    """
+    assert old is not None, "rescale rules compare"
+    if new.inverses.count(True) != 1 or len(new.inputs) != 2:
+        return midpoint(gradient, new, old)
+    place = new.inverses.index(True)
+    (x, r), (x_old, r_old) = ((operation.inputs[1 - place], operation.inputs[place]) for operation in (new, old))
+    both, same = r + r_old, r * r_old > 0
+    for_x = torch.where(same, 2 * r * r_old / both, both / 2)
+    for_r = torch.where(same, (new.output + old.output) / both, (x + x_old) / 2)
+    split = ((gradient * for_x).sum_to_size(x.shape), (gradient * for_r).sum_to_size(r.shape))
+    return split if place == 1 else split[::-1]
+
+
+def quotient(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+    """Return the split of y = a / s: `2 / (s + s')` for a and `-(y + y') / (s + s')` for s.
+
+    It is the rule of the product a = y s solved for y. Where s changes its sign, it is that of a times 1/s.
+    """
+    assert old is not None, "rescale rules compare"
+    divisor, divisor_old = _operand(new, 1, "other"), _operand(old, 1, "other")
+    dividend, dividend_old = _operand(new, 0, "input"), _operand(old, 0, "input")
+    both, same = divisor + divisor_old, divisor * divisor_old > 0
+    for_dividend = torch.where(same, 2 / both, (1 / divisor + 1 / divisor_old) / 2)
+    middle = (dividend + dividend_old) / 2 / (divisor * divisor_old)
+    for_divisor = -torch.where(same, (new.output + old.output) / both, middle)
+    split = {0: for_dividend, "input": for_dividend, 1: for_divisor, "other": for_divisor}
+    return tuple(
+        (gradient * split[place[0]]).sum_to_size(x.shape) for place, x in zip(new.places, new.inputs, strict=True)
+    )
+
+
+def _operand(operation: Operation, position: int, name: str) -> Tensor:
+    """Return an operand as the operation saw it, constant or not."""
+    for place, tensor in zip(operation.places, operation.inputs, strict=True):
+        if place[0] in (position, name):
+            return tensor
+    return torch.as_tensor(
+        operation.argument(position, name), dtype=operation.output.dtype, device=operation.output.device
+    )
+
+
+def root_of_quadratic(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+    """Return the split of y = sqrt(q), q quadratic: standard deviations and Euclidean norms."""
+    assert old is not None, "rescale rules compare"
+    both = new.output + old.output
+    inner = torch.where(both == 0, torch.zeros_like(both), gradient / both)
+    with torch.enable_grad():
+        middle = ((new.inputs[0] + old.inputs[0]) / 2).requires_grad_()
+        return torch.autograd.grad(new.at(middle).square(), middle, inner)

@@ -1,0 +1,72 @@
+"""DeepLIFT's rescale rule for every operation: a table of plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import attrs
+
+from axplain import hookimpl
+from axplain.propagation.mode import Rule
+from axplain_plugins.propagation import maxima, normalisations, products, secants
+
+_SECANT = """
+    sigmoid tanh gelu silu mish elu selu celu softplus log_sigmoid softsign tanhshrink hardswish relu6 hardtanh
+    leaky_relu prelu rrelu hardsigmoid softshrink threshold abs absolute clamp_min clamp_max erf erfc sin cos tan asin
+    acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh expm1 log1p exp2 sinc logit
+    special_expit special_erf erfinv rad2deg deg2rad
+"""
+_MIDPOINT = """
+    matmul mm bmm mv dot vdot inner outer ger einsum kron cross linalg_cross linear bilinear conv1d conv2d conv3d
+    conv_transpose1d conv_transpose2d conv_transpose3d addmm addbmm baddbmm addmv addr addcmul lerp var
+"""
+_TABLE: Final[tuple[tuple[str, Rule], ...]] = (
+    (_SECANT, Rule(secants.secant)),
+    ("log log2 log10", Rule(secants.relative_secant)),
+    ("atan2 arctan2 hypot logaddexp logaddexp2", Rule(secants.corrected)),
+    ("relu", Rule(secants.relu)),
+    ("exp", Rule(secants.exponential)),
+    ("sqrt", Rule(secants.square_root)),
+    ("rsqrt", Rule(secants.inverse_square_root)),
+    ("reciprocal", Rule(secants.reciprocal)),
+    ("square", Rule(secants.square)),
+    ("pow", Rule(secants.power)),
+    (_MIDPOINT, Rule(products.midpoint)),
+    ("mul multiply", Rule(products.product)),
+    ("div divide true_divide", Rule(products.quotient)),
+    ("std linalg_vector_norm", Rule(products.root_of_quadratic)),
+    ("layer_norm", Rule(normalisations.layer_norm)),
+    ("rms_norm", Rule(normalisations.rms_norm)),
+    ("group_norm", Rule(normalisations.group_norm)),
+    ("instance_norm", Rule(normalisations.instance_norm)),
+    ("softmax", Rule(normalisations.softmax)),
+    ("log_softmax", Rule(normalisations.log_softmax)),
+    ("logsumexp", Rule(normalisations.logsumexp)),
+    *((f"max_pool{n}d", Rule(maxima.pooling(n), maxima.pool_with_winners(f"max_pool{n}d"))) for n in (1, 2, 3)),
+    *((f"max_pool{n}d_with_indices", Rule(maxima.pooling(n), maxima.keep_winners)) for n in (1, 2, 3)),
+    *((f"adaptive_max_pool{n}d", Rule(maxima.pooling(n), maxima.keep_winners)) for n in (1, 2, 3)),
+    ("max amax", Rule(maxima.reduction())),
+    ("min amin", Rule(maxima.reduction(smallest=True))),
+    ("maximum", Rule(maxima.larger())),
+    ("minimum", Rule(maxima.larger(smallest=True))),
+)
+_RULES: Final[Mapping[str, Rule]] = MappingProxyType({name: rule for names, rule in _TABLE for name in names.split()})
+
+
+@attrs.frozen
+class Rescale:
+    """Multipliers that turn the change of each operation's inputs into the change of its output."""
+
+    unknown: Literal["refuse", "gradient"] = "refuse"
+    references: bool = True
+
+    def rule(self, operation: str) -> Rule | None:
+        return _RULES.get(operation)
+
+
+@hookimpl
+def axplain_plugin() -> Any:
+    """Return the class behind `deeplift_rescale`."""
+    return Rescale
