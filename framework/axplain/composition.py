@@ -14,7 +14,7 @@ from torch import Tensor
 
 from axplain.check import Ends, completeness
 from axplain.discovery import catalog
-from axplain.engine import Engine, out_of_memory
+from axplain.engine import Engine, Need, out_of_memory
 from axplain.parameters import Call, settle, settle_values
 from axplain.problem import Problem
 from axplain.propagation.mode import RuleSet
@@ -60,7 +60,7 @@ def _over_references(call: Call, problem: Problem, engine: Engine, settings: Set
     """Average a method over every reference of each example: as many pairs at a time as fit in a chunk."""
     references = problem.reference_table()
     count, sums = references.count, _Sums()
-    for columns in engine.samples(problem, count, "gradient"):
+    for columns in engine.samples(problem, count, _need(call)):
         examples = problem.everyone().repeat(len(columns))
         column = torch.arange(columns.start, columns.stop, device=problem.device).repeat_interleave(problem.batch)
         pairs = attrs.evolve(problem.take(examples), references=references.take(examples).only(column))
@@ -70,6 +70,24 @@ def _over_references(call: Call, problem: Problem, engine: Engine, settings: Set
             sums.add(name, (values,), len(columns))
     means = {name: map_tensors(lambda tensor: tensor / count, tensors) for name, tensors in sums.tensors.items()}
     return Outcome(means.pop("attributions"), checks={name: values for name, (values,) in means.items()})
+
+
+def _need(call: Call) -> Need:
+    """Say what a method asks of the model in the end: values, gradients, or gradients under rules."""
+    composition = call.spec.composition
+    if composition is None:
+        return "gradient"
+    if composition.evaluation.method is not None:
+        return _need(_inner(composition.evaluation.method, call.values))
+    return "rules" if composition.evaluation.rules is not None else composition.evaluation.kind  # type: ignore[return-value]
+
+
+def _inner(use: Use, values: Mapping[str, Any]) -> Call:
+    """Return the method inside a lift: a parameter of the call, or one that the spec names."""
+    if isinstance(use.name, FromParameter):
+        inner: Call = values[use.name.parameter]
+        return inner
+    return settle(use.name, use.resolve(values))
 
 
 @attrs.frozen
@@ -124,10 +142,7 @@ class Composed:
         if kind != "method":
             return _AskModel(kind, ends=settings.ends and plan.columns is None)
         assert use is not None, "an evaluation of kind 'method' names one"
-        if isinstance(use.name, FromParameter):
-            inner: Call = settings.values[use.name.parameter]
-        else:
-            inner = settle(use.name, use.resolve(settings.values))
+        inner = _inner(use, settings.values)
         # checking the inner method pays only where its residual says something about ours
         verify = settings.verify and self.spec.claim("completeness") is not None
         return _AskMethod(inner, attrs.evolve(settings, verify=verify))
@@ -160,7 +175,7 @@ class _AskRules:
     rules: RuleSet
     ends: bool
     shared: tuple[Tape, Tensor] | None
-    need: Literal["gradient"] = "gradient"
+    need: Literal["rules"] = "rules"
     batched: bool = True
 
     @classmethod
@@ -191,7 +206,7 @@ def _shared_tape(rules: RuleSet, problem: Problem, engine: Engine) -> tuple[Tape
     if len(distinct) == problem.batch or problem.arguments.follow:
         return None
     axes = engine.shared_axes(problem, rules)
-    if axes is None and not len(distinct) == engine.rows(problem, "gradient") == 1:  # one by one there is no axis
+    if axes is None and not len(distinct) == engine.rows(problem, "rules") == 1:  # one by one there is no axis
         return None
     rows = Rows(map_tensors(lambda table: table[distinct], references.rows), torch.zeros_like(distinct))
     try:
@@ -228,7 +243,11 @@ class _AskMethod:
 
     inner: Call
     settings: Settings
-    need: Literal["gradient"] = "gradient"
+
+    @property
+    def need(self) -> Need:
+        """What the inner method asks of the model, which bounds the rows of a chunk."""
+        return _need(self.inner)
 
     @property
     def batched(self) -> bool:

@@ -199,3 +199,56 @@ class SmoothGrad:
             more = {"nt_samples_batch_size": None if chunk is None else max(chunk // len(x), 1)}
         tunnel = captum.attr.NoiseTunnel(explainer)
         return tunnel.attribute(x, nt_type="smoothgrad", nt_samples=self.samples, stdevs=STDEV, target=TARGET, **more)
+
+
+@dataclass(frozen=True)
+class DeepLift:
+    """DeepLIFT's rescale rule against zero; the bare pass takes the plain gradient, so answers are not compared."""
+
+    rows: int = 1
+    sampled: bool = True
+    captum_chunks: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        return {"method": "deeplift"}
+
+    def bare(self, model: nn.Module, x: Tensor, chunk: int) -> Tensor:
+        with torch.no_grad():
+            model(torch.zeros_like(x[:1]))
+        return torch.cat([gradient(model, rows.clone()) * rows for rows in torch.split(x, chunk)])
+
+    def captum(self, model: nn.Module, x: Tensor, chunk: int | None) -> Any:
+        return captum.attr.DeepLift(model).attribute(x, target=TARGET)
+
+
+@dataclass(frozen=True)
+class DeepLiftShap:
+    """DeepLIFT averaged over a set of baselines: their rows once forward, every pair forward and backward."""
+
+    baselines: Tensor = field(repr=False)
+    sampled: bool = True
+    captum_chunks: bool = True
+
+    @property
+    def rows(self) -> int:
+        return len(self.baselines)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"method": "deeplift_shap", "baselines": self.baselines}
+
+    def bare(self, model: nn.Module, x: Tensor, chunk: int) -> Tensor:
+        return torch.cat([self._block(model, block, max(chunk // len(block), 1)) for block in torch.split(x, chunk)])
+
+    def _block(self, model: nn.Module, x: Tensor, count: int) -> Tensor:
+        total = torch.zeros_like(x)
+        for references in torch.split(self.baselines, count):
+            with torch.no_grad():
+                model(references)
+            rows = gradient(model, x.repeat(len(references), *[1] * (x.ndim - 1)))
+            total += (rows.view(len(references), *x.shape) * (x - references.unsqueeze(1))).sum(0)
+        return total / len(self.baselines)
+
+    def captum(self, model: nn.Module, x: Tensor, chunk: int | None) -> Any:
+        explainer = captum.attr.DeepLiftShap(model)
+        size = len(x) if chunk is None else max(chunk // len(self.baselines), 1)
+        return torch.cat([explainer.attribute(rows, self.baselines, target=TARGET) for rows in torch.split(x, size)])

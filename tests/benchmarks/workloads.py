@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.benchmarks.methods import (
+    DeepLift,
+    DeepLiftShap,
     GradientShap,
     InputXGradient,
     IntegratedGradients,
@@ -93,8 +95,8 @@ def prepare(workload: Workload) -> Bench:
     return Bench(workload, build(workload.model), examples(workload.model, workload.batch))
 
 
-def _set(model: str) -> Tensor:
-    return examples(model, 20, seed=2)
+def _set(model: str, count: int = 20) -> Tensor:
+    return examples(model, count, seed=2)
 
 
 WORKLOADS: Final[tuple[Workload, ...]] = (
@@ -118,4 +120,10 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("smoothgrad25_cnn28_b4", "cnn28", 4, SmoothGrad(25, Saliency())),
     Workload("smoothgrad25_resnet18_b1", "resnet18", 1, SmoothGrad(25, Saliency()), quick=False),
     Workload("smoothgrad5_ig50_cnn28_b4", "cnn28", 4, SmoothGrad(5, IntegratedGradients(50))),
+    Workload("deeplift_cnn28_b16", "cnn28", 16, DeepLift()),
+    Workload("deepliftshap20_cnn28_b1", "cnn28", 1, DeepLiftShap(_set("cnn28")), quick=False),
+    Workload("deepliftshap100_cnn28_b1", "cnn28", 1, DeepLiftShap(_set("cnn28", 100)), quick=False),
+    Workload("deepliftshap20_cnn28_b16", "cnn28", 16, DeepLiftShap(_set("cnn28"))),
+    Workload("deepliftshap100_cnn28_b8", "cnn28", 8, DeepLiftShap(_set("cnn28", 100))),
+    Workload("deepliftshap100_mlp100_b16", "mlp100", 16, DeepLiftShap(_set("mlp100", 100))),
 )

@@ -35,6 +35,7 @@ from axplain.propagation.operations import (
     name_of,
     no_grad,
     replaced,
+    split_rows,
     tensors_in,
     transparent,
 )
@@ -58,11 +59,13 @@ class Rule:
     """How multipliers go back through one operation.
 
     `multipliers`: plain tensor code. `run`: gives the output and more that the multipliers will need, where computing
-    it again would cost; it gets the function and the arguments of the call.
+    it again would cost; it gets the function and the arguments of the call. `by_element`: the code does not care how
+    many dimensions come first, so that references broadcast over the examples that share them instead of being copied.
     """
 
     multipliers: Multipliers
-    run: Callable[..., tuple[Tensor, ...]] | None = None
+    run: Callable[..., tuple[Any, ...]] | None = None
+    by_element: bool = False
 
 
 class RuleSet(Protocol):
@@ -387,7 +390,7 @@ class Following(PropagationMode):
             call.name, call.function, tuple(arguments), keywords, places, (), call.output.detach(), (), inverses
         )
         saved = self.kept.keep(call.saved)
-        application = Application(call.rule.multipliers, template, saved, self.reader, number, [call.output])
+        application = Application(call.rule, template, saved, self.reader, number, [call.output])
         output: Tensor = Ruled.apply(application, *(tensor for _, tensor, _ in call.found))  # type: ignore[no-untyped-call]
         self._mark(output, mark if output.requires_grad else "cut")
         return output
@@ -408,7 +411,7 @@ def _given(name: Name, arguments: tuple[Any, ...], found: list[tuple[Place, Tens
 class Application:
     """One operation on the examples and the rule that its backward pass applies. `output` is taken by the graph."""
 
-    multipliers: Multipliers
+    rule: Rule
     template: Operation
     saved: list[Tensor]
     reader: Reader | None
@@ -424,9 +427,15 @@ class Application:
             template, arguments=tuple(arguments), keywords=keywords, inputs=inputs, output=output, extras=extras
         )
         if self.reader is None or self.number is None:
-            return tuple(self.multipliers(gradient, new, None))
-        old = self.reader.tape.operation(self.number, new, self.reader.rows)
-        multipliers = self.multipliers(gradient, new, old)
+            return tuple(self.rule.multipliers(gradient, new, None))
+        shared = self.reader.shared(self.number) if self.rule.by_element else None
+        if shared is None:
+            old = self.reader.tape.operation(self.number, new, self.reader.rows)
+            multipliers = self.rule.multipliers(gradient, new, old)
+        else:
+            old = self.reader.tape.broadcast(self.number, new, shared)
+            found = self.rule.multipliers(split_rows(gradient, shared), new.unflatten(shared), old)
+            multipliers = [None if m is None else m.flatten(0, 1) for m in found]
         return tuple(m if m is None else m.to(x.dtype) for m, x in zip(multipliers, inputs, strict=True))
 
 

@@ -242,11 +242,21 @@ class Operation:
         positional, named = replaced(self.arguments, self.keywords, self.places, inputs)
         return self.function(*positional, **named)
 
+    def unflatten(self, sizes: tuple[int, int]) -> Operation:
+        """Return the operation with its rows as (references, examples)."""
+        inputs, extras = (tuple(split_rows(t, sizes) for t in tensors) for tensors in (self.inputs, self.extras))
+        return attrs.evolve(self, inputs=inputs, output=split_rows(self.output, sizes), extras=extras)
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument of the call by its position or name."""
         if name in self.keywords:
             return self.keywords[name]
         return self.arguments[position] if len(self.arguments) > position else default
+
+
+def split_rows(tensor: Tensor, sizes: tuple[int, int]) -> Tensor:
+    """View rows, which are reference-major, as (references, examples, ...)."""
+    return tensor.reshape(*sizes, *tensor.shape[1:])
 
 
 def tensors_in(result: Any) -> list[Tensor]:

@@ -75,8 +75,17 @@ class Tape:
 
     def operation(self, number: int, new: Operation, rows: Tensor | None) -> Operation:
         """Return the record as the operation on the references, beside the one on the examples."""
-        tensors, count = self.aligned(number, rows), len(new.inputs)
-        return attrs.evolve(new, inputs=tensors[:count], output=tensors[count], extras=tensors[count + 1 :])
+        return _as_operation(self.aligned(number, rows), new)
+
+    def broadcast(self, number: int, new: Operation, sizes: tuple[int, int]) -> Operation:
+        """Return the same without a copy, for rows as (references, examples)."""
+        tensors = self.records[number].tensors
+        return _as_operation(tuple(t.unsqueeze(1).expand(*sizes, *t.shape[1:]) for t in tensors), new)
+
+
+def _as_operation(tensors: Tensors, new: Operation) -> Operation:
+    count = len(new.inputs)
+    return attrs.evolve(new, inputs=tensors[:count], output=tensors[count], extras=tensors[count + 1 :])
 
 
 def _spread(tensor: Tensor, axis: int, rows: Tensor) -> Tensor:
@@ -116,6 +125,22 @@ class Reader:
     tape: Tape
     rows: Tensor | None
     position: int = 0
+    _sizes: tuple[int, int] | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        if self.rows is not None and len(self.rows):
+            references = int(self.rows[-1]) + 1
+            examples, rest = divmod(len(self.rows), references)
+            order = torch.arange(references, device=self.rows.device).repeat_interleave(examples)
+            if not rest and torch.equal(order, self.rows):
+                self._sizes = references, examples
+
+    def shared(self, number: int) -> tuple[int, int] | None:
+        """Return (references, examples) where every example meets every reference in order and rows come first."""
+        axes, tensors = self.tape.axes, self.tape.records[number].tensors
+        if self._sizes is None or axes is None or any(axes[number]) or len(tensors[0]) != self._sizes[0]:
+            return None
+        return self._sizes
 
     def next(self, name: str, where: Callable[[], str]) -> int:
         """Return the number of the next record.

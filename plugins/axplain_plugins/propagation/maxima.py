@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,10 @@ def attributed(
     (y, y_old), (winner, winner_old) = values, winners
     element = torch.where(y > y_old, winner, winner_old)
     moved = x.gather(-1, element) - reference.gather(-1, element)
-    share = torch.where(moved == 0, torch.ones_like(moved), (y - y_old) / moved)
-    return torch.zeros_like(x).scatter_add_(-1, element, gradient * share)
+    share = (y - y_old).div_(moved)
+    if math.isnan(share.sum()):  # 0 / 0: nothing moved
+        share = torch.where(moved == 0, torch.ones_like(share), share)
+    return torch.zeros_like(x).scatter_add_(-1, element, share.mul_(gradient))
 
 
 def pooling(dimensions: int) -> Callable[[Tensor, Operation, Operation | None], Multipliers]:

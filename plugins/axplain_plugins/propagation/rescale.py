@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -14,7 +14,7 @@ from axplain_plugins.propagation import maxima, normalisations, products, secant
 
 _SECANT = """
     sigmoid tanh gelu silu mish elu selu celu softplus log_sigmoid softsign tanhshrink hardswish relu6 hardtanh
-    leaky_relu prelu rrelu hardsigmoid softshrink threshold abs absolute clamp_min clamp_max erf erfc sin cos tan asin
+    leaky_relu rrelu hardsigmoid softshrink threshold abs absolute clamp_min clamp_max erf erfc sin cos tan asin
     acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh expm1 log1p exp2 sinc logit
     special_expit special_erf erfinv rad2deg deg2rad
 """
@@ -22,16 +22,23 @@ _MIDPOINT = """
     matmul mm bmm mv dot vdot inner outer ger einsum kron cross linalg_cross linear bilinear conv1d conv2d conv3d
     conv_transpose1d conv_transpose2d conv_transpose3d addmm addbmm baddbmm addmv addr addcmul lerp var
 """
+
+
+def _pooling(dimensions: int, run: Callable[..., tuple[Any, ...]]) -> Rule:
+    return Rule(maxima.pooling(dimensions), run, by_element=True)
+
+
 _TABLE: Final[tuple[tuple[str, Rule], ...]] = (
-    (_SECANT, Rule(secants.secant)),
-    ("log log2 log10", Rule(secants.relative_secant)),
+    (_SECANT, Rule(secants.secant, by_element=True)),
+    ("prelu", Rule(secants.secant)),  # its slopes lie on dimension 1
+    ("log log2 log10", Rule(secants.relative_secant, by_element=True)),
     ("atan2 arctan2 hypot logaddexp logaddexp2", Rule(secants.corrected)),
-    ("relu", Rule(secants.relu)),
-    ("exp", Rule(secants.exponential)),
-    ("sqrt", Rule(secants.square_root)),
-    ("rsqrt", Rule(secants.inverse_square_root)),
-    ("reciprocal", Rule(secants.reciprocal)),
-    ("square", Rule(secants.square)),
+    ("relu", Rule(secants.relu, by_element=True)),
+    ("exp", Rule(secants.exponential, by_element=True)),
+    ("sqrt", Rule(secants.square_root, by_element=True)),
+    ("rsqrt", Rule(secants.inverse_square_root, by_element=True)),
+    ("reciprocal", Rule(secants.reciprocal, by_element=True)),
+    ("square", Rule(secants.square, by_element=True)),
     ("pow", Rule(secants.power)),
     (_MIDPOINT, Rule(products.midpoint)),
     ("mul multiply", Rule(products.product)),
@@ -44,9 +51,9 @@ _TABLE: Final[tuple[tuple[str, Rule], ...]] = (
     ("softmax", Rule(normalisations.softmax)),
     ("log_softmax", Rule(normalisations.log_softmax)),
     ("logsumexp", Rule(normalisations.logsumexp)),
-    *((f"max_pool{n}d", Rule(maxima.pooling(n), maxima.pool_with_winners(f"max_pool{n}d"))) for n in (1, 2, 3)),
-    *((f"max_pool{n}d_with_indices", Rule(maxima.pooling(n), maxima.keep_winners)) for n in (1, 2, 3)),
-    *((f"adaptive_max_pool{n}d", Rule(maxima.pooling(n), maxima.keep_winners)) for n in (1, 2, 3)),
+    *((f"max_pool{n}d", _pooling(n, maxima.pool_with_winners(f"max_pool{n}d"))) for n in (1, 2, 3)),
+    *((f"max_pool{n}d_with_indices", _pooling(n, maxima.keep_winners)) for n in (1, 2, 3)),
+    *((f"adaptive_max_pool{n}d", _pooling(n, maxima.keep_winners)) for n in (1, 2, 3)),
     ("max amax", Rule(maxima.reduction())),
     ("min amin", Rule(maxima.reduction(smallest=True))),
     ("maximum", Rule(maxima.larger())),

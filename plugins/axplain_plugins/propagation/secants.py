@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,7 +54,9 @@ def relu(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers
     (x,), (reference,) = new.inputs, old.inputs
     step = x - reference
     slope = (new.output - old.output).div_(step)
-    return (gradient * torch.where(step == 0, (x > 0).to(slope.dtype), slope),)
+    if math.isnan(slope.sum()):  # 0 / 0; a sum is the cheapest way to see one
+        slope = torch.where(step == 0, (x > 0).to(slope.dtype), slope)
+    return (slope.mul_(gradient),)
 
 
 def exponential(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
