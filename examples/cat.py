@@ -1,4 +1,4 @@
-"""Why does an ImageNet network say "Egyptian cat"? Three methods answer, in numbers and in one picture.
+"""Why does an ImageNet network say "Egyptian cat"? Four methods answer, in numbers and in one picture.
 
 Run it from the repository root: `make demo`, or `pip install '.[demo]'` and then `python examples/cat.py`.
 It prints how far each answer can be trusted and what it cost, and writes examples/output/cat.png.
@@ -60,6 +60,13 @@ class Query:
 
 QUERIES: Final = (
     Query(
+        "DeepLIFT SHAP",
+        "deeplift_shap",
+        {"baselines": {"use": "uniform", "n": 20}},
+        "What makes the cat differ from twenty pictures of uniform noise? The difference of the logits is carried back "
+        "through every operation, exactly, so the attributions sum to it up to rounding.",
+    ),
+    Query(
         "Integrated gradients",
         "integrated_gradients",
         {"baselines": "zeros", "tolerance": 0.5, "max_steps": 100},
@@ -72,8 +79,8 @@ QUERIES: Final = (
         "Gradient SHAP",
         "gradient_shap",
         {"baselines": {"use": "uniform", "n": 20}, "n_samples": 100},
-        "The same against twenty pictures of uniform noise instead of one grey one, at 100 random places on the ways "
-        "from them. An average over samples: its residual shrinks with the square root of n_samples.",
+        "Again against twenty pictures of uniform noise instead of one grey one, at 100 random places on the ways from "
+        "them. An average over samples: its residual shrinks with the square root of n_samples.",
     ),
     Query(
         "SmoothGrad of input x gradient",
@@ -148,15 +155,15 @@ def table(explanations: list[axplain.Explanation]) -> str:
 
 def draw(x: Tensor, maps: dict[str, Tensor], seen: str) -> Figure:
     """Return the picture and the maps side by side."""
-    figure = Figure(figsize=(16, 4.7), dpi=100)
+    figure = Figure(figsize=(16, 3.9), dpi=100)
     panels = figure.subplots(1, 1 + len(maps))
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.08, wspace=0.03)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.91, bottom=0.09, wspace=0.03)
     colours = ((x[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0)  # what the network saw, as a picture again
     panels[0].imshow(colours.numpy(), interpolation="bicubic")
     for panel, values in zip(panels[1:], maps.values(), strict=True):
         draw_map(panel, values, colours.mean(2))
     for panel, title in zip(panels, ["The picture", *maps], strict=True):
-        panel.set_title(title, fontsize=15)
+        panel.set_title(title, fontsize=13.5)
         panel.set_axis_off()
     notes = (
         ("0.3", f"The network sees: {seen}"),
@@ -206,11 +213,11 @@ def ask(model: torch.nn.Module) -> dict[str, axplain.Explanation]:
 
 
 def main() -> None:
-    """Classify the picture, explain the predicted class three times, print a table and write the maps."""
+    """Classify the picture, explain the predicted class four times, print a table and write the maps."""
     model = load_model()
     x = preprocess(Image.open(PICTURE).convert("RGB")).unsqueeze(0)
     first = classify(model, x)
-    print("\nWhy the first one? Three ways to share its logit out among the pixels:")
+    print("\nWhy the first one? Four ways to share its logit out among the pixels:")
     answers = ask(model)
     print(f"\n{table(list(answers.values()))}\n\n{LEGEND}")
     OUTPUT.parent.mkdir(exist_ok=True)

@@ -75,7 +75,8 @@ def test_counted_rows_are_the_rows_of_the_model(case: Case, network: Make, draw:
 
 def test_rows_of_the_check_are_spent_only_where_something_is_checked(case: Case, network: Make, draw: Make) -> None:
     answer = case(network(), draw(BATCH, 4), target=1)
-    assert bool(answer.cost.check_rows) == bool(answer.residuals)
+    assert answer.residuals or not answer.cost.check_rows
+    assert answer.cost.check_rows or case.by_rules or not answer.residuals, "only rules know both ends anyway"
 
 
 @pytest.mark.parametrize("count", [1, 3])

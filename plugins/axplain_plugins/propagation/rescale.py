@@ -13,8 +13,8 @@ from axplain.propagation.mode import Rule
 from axplain_plugins.propagation import maxima, normalisations, products, secants
 
 _SECANT = """
-    sigmoid tanh gelu silu mish elu selu celu softplus log_sigmoid softsign tanhshrink hardswish relu6 hardtanh
-    leaky_relu rrelu hardsigmoid softshrink threshold abs absolute clamp_min clamp_max erf erfc sin cos tan asin
+    sigmoid tanh gelu silu mish elu selu celu softplus log_sigmoid softsign tanhshrink hardswish
+    leaky_relu rrelu hardsigmoid softshrink erf erfc sin cos tan asin
     acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh expm1 log1p exp2 sinc logit
     special_expit special_erf erfinv rad2deg deg2rad
 """
@@ -33,7 +33,7 @@ _TABLE: Final[tuple[tuple[str, Rule], ...]] = (
     ("prelu", Rule(secants.secant)),  # its slopes lie on dimension 1
     ("log log2 log10", Rule(secants.relative_secant, by_element=True)),
     ("atan2 arctan2 hypot logaddexp logaddexp2", Rule(secants.corrected)),
-    ("relu", Rule(secants.relu, by_element=True)),
+    ("relu relu6 hardtanh threshold abs absolute clamp_min clamp_max", Rule(secants.linear_pieces, by_element=True)),
     ("exp", Rule(secants.exponential, by_element=True)),
     ("sqrt", Rule(secants.square_root, by_element=True)),
     ("rsqrt", Rule(secants.inverse_square_root, by_element=True)),

@@ -15,7 +15,7 @@ Multipliers = tuple[Tensor | None, ...]
 def secant(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
     """Return `g * (f(x) - f(x')) / (x - x')` for functions that change on the scale of one."""
     assert old is not None, "rescale rules compare"
-    return (gradient * _slope(new, old, torch.ones((), dtype=gradient.dtype, device=gradient.device)),)
+    return (gradient * _slope(new, old, 1.0),)
 
 
 def relative_secant(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
@@ -24,7 +24,7 @@ def relative_secant(gradient: Tensor, new: Operation, old: Operation | None) -> 
     return (gradient * _slope(new, old, torch.maximum(new.inputs[0].abs(), old.inputs[0].abs())),)
 
 
-def _slope(new: Operation, old: Operation, scale: Tensor) -> Tensor:
+def _slope(new: Operation, old: Operation, scale: Tensor | float) -> Tensor:
     """Return the slope of the secant; where rounding would eat it, the mean of the derivatives at both ends.
 
     Derivatives that differ by more than such a short step explains have a kink between them: the secant is right there.
@@ -48,14 +48,14 @@ def derivative(operation: Operation, x: Tensor) -> Tensor:
         return torch.autograd.grad(operation.at(points).sum(), points)[0]
 
 
-def relu(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
-    """Return the secant of a function that is exactly 0 or x: no rounding to avoid but 0 / 0."""
+def linear_pieces(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+    """Return the secant of a function whose values are x, -x or constants: no rounding to avoid but 0 / 0."""
     assert old is not None, "rescale rules compare"
     (x,), (reference,) = new.inputs, old.inputs
     step = x - reference
     slope = (new.output - old.output).div_(step)
     if math.isnan(slope.sum()):  # 0 / 0; a sum is the cheapest way to see one
-        slope = torch.where(step == 0, (x > 0).to(slope.dtype), slope)
+        slope = torch.where(step == 0, derivative(new, x), slope)
     return (slope.mul_(gradient),)
 
 
