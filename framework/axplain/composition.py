@@ -18,7 +18,7 @@ from axplain.engine import Engine, Need, out_of_memory
 from axplain.parameters import Call, settle, settle_values
 from axplain.problem import Problem
 from axplain.propagation.mode import RuleSet
-from axplain.propagation.passes import Comparison, RulePass, refuse_hidden_code
+from axplain.propagation.passes import Comparison, RulePass
 from axplain.propagation.tape import Tape
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Settings
 from axplain.registry import registry
@@ -60,7 +60,7 @@ def _over_references(call: Call, problem: Problem, engine: Engine, settings: Set
     """Average a method over every reference of each example: as many pairs at a time as fit in a chunk."""
     references = problem.reference_table()
     count, sums = references.count, _Sums()
-    for columns in engine.samples(problem, count, _need(call)):
+    for columns in engine.samples(problem, count, need_of(call)):
         examples = problem.everyone().repeat(len(columns))
         column = torch.arange(columns.start, columns.stop, device=problem.device).repeat_interleave(problem.batch)
         pairs = attrs.evolve(problem.take(examples), references=references.take(examples).only(column))
@@ -72,13 +72,13 @@ def _over_references(call: Call, problem: Problem, engine: Engine, settings: Set
     return Outcome(means.pop("attributions"), checks={name: values for name, (values,) in means.items()})
 
 
-def _need(call: Call) -> Need:
+def need_of(call: Call) -> Need:
     """Say what a method asks of the model in the end: values, gradients, or gradients under rules."""
     composition = call.spec.composition
     if composition is None:
         return "gradient"
     if composition.evaluation.method is not None:
-        return _need(_inner(composition.evaluation.method, call.values))
+        return need_of(_inner(composition.evaluation.method, call.values))
     return "rules" if composition.evaluation.rules is not None else composition.evaluation.kind  # type: ignore[return-value]
 
 
@@ -181,7 +181,6 @@ class _AskRules:
     @classmethod
     def of(cls, rules: RuleSet, problem: Problem, engine: Engine, *, ends: bool) -> _AskRules:
         """Run the references once, where fewer of them than examples serve and a tape can be shared."""
-        refuse_hidden_code(problem.model)
         return cls(rules, ends, _shared_tape(rules, problem, engine) if rules.references else None)
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
@@ -247,7 +246,7 @@ class _AskMethod:
     @property
     def need(self) -> Need:
         """What the inner method asks of the model, which bounds the rows of a chunk."""
-        return _need(self.inner)
+        return need_of(self.inner)
 
     @property
     def batched(self) -> bool:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import attrs
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
-from axplain.errors import UnsupportedModel, log
+from axplain.errors import UncoveredOperation, UnsupportedModel, log
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount, finite_values
 from axplain.problem import Problem
@@ -207,7 +208,7 @@ class Engine:
             value = self._select(problem, rows, index, under)
             if under:
                 under.check(value, leaves)
-            gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if value.requires_grad else ()
+            gradients = _gradients(value, leaves) if value.requires_grad else ()
             if all(gradient is None for gradient in gradients):
                 raise UnsupportedModel(
                     "model: its output does not depend differentiably on x: it detaches, rounds, or is under no_grad. "
@@ -251,6 +252,16 @@ class Engine:
     def _report(self) -> None:
         if self.progress and not self._checking:
             self.progress(min(self.count.forward, self.most_rows), self.most_rows)
+
+
+def _gradients(value: Tensor, leaves: Tensors) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+    except CheckpointError as error:
+        raise UncoveredOperation(
+            "model: activation checkpointing (torch.utils.checkpoint) runs parts of it again where no rule sees them. "
+            "Switch it off, or use a method without rules, such as integrated_gradients."
+        ) from error
 
 
 def _leaves(x: Tensors) -> tuple[Tensors, Tensors]:

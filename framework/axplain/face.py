@@ -17,7 +17,7 @@ import attrs
 import torch
 
 from axplain.check import warn_if_drifting, warn_incomplete
-from axplain.composition import run_method
+from axplain.composition import need_of, run_method
 from axplain.cost import Cost, planned_cost
 from axplain.door import Question, question
 from axplain.engine import Engine
@@ -25,6 +25,7 @@ from axplain.errors import ArgumentError, PluginError, UnsupportedModel, log, wa
 from axplain.explanation import Explanation
 from axplain.guard import occupied, plain_mode, untouched, warn_in_training
 from axplain.problem import Problem
+from axplain.propagation.passes import refuse_hidden_code
 from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry
@@ -130,6 +131,8 @@ def _explain(arguments: dict[str, Any]) -> Explanation:
     asked = _normalise(arguments)
     model = asked.problem.model
     warn_in_training(model.module)
+    if need_of(asked.call) == "rules":
+        refuse_hidden_code(model)
     planned = _planned(asked)
     with ExitStack() as stack:
         callback = stack.enter_context(_progress(progress, asked.call.spec.name))

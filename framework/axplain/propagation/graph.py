@@ -45,7 +45,19 @@ LINEAR_NODES: Final = frozenset(
         *("UpsampleBilinear2D", "UpsampleTrilinear3D", "UpsampleBicubic2D", "UpsampleNearestExact1D", "GridSampler2D"),
         *("UpsampleNearestExact2D", "UpsampleNearestExact3D", "UpsampleBilinear2DAa", "UpsampleBicubic2DAa"),
         *("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNormImpl", "Copy", "CopySlices", "LiftFresh"),
-        *("Topk", "Sort", "Kthvalue", "Median", "Nanmedian", "Mode", "AccumulateGrad", "Diag", "Lerp"),
+        *(
+            "Topk",
+            "Sort",
+            "Kthvalue",
+            "Median",
+            "Nanmedian",
+            "Mode",
+            "NllLoss",
+            "NllLoss2D",
+            "AccumulateGrad",
+            "Diag",
+            "Lerp",
+        ),
         *("Conj", "ResolveConj", "DiagonalScatter", "SliceScatter", "NativeDropout", "UpsampleBicubic2DAA"),
     }
 )
@@ -58,18 +70,31 @@ PRODUCT_NODES: Final = frozenset(
         *("MpsConvolution", "Bilinear", "Trilinear"),
     }
 )
+#: Nodes that are linear only where what chooses or multiplies is a constant, which the mode must have seen itself.
+CHOOSING_NODES: Final = PRODUCT_NODES | {
+    *("Where", "MaskedFill", "MaskedSelect", "MaskedScatter", "Index", "IndexSelect", "Gather", "Take", "IndexPut"),
+    *("IndexAdd", "IndexCopy", "IndexFill", "Scatter", "ScatterAdd", "Topk", "Sort", "Kthvalue", "Median", "Nanmedian"),
+    *("Mode", "NllLoss", "NllLoss2D", "NllLossNd"),
+}
 OURS: Final = "RuledBackward"
 
 
-def foreign_nodes(value: Tensor, leaves: tuple[Tensor, ...]) -> Iterator[str]:
-    """Yield the names of the nodes between a value and the leaves that are neither ours nor linear."""
+def foreign_nodes(value: Tensor, leaves: tuple[Tensor, ...], seen: set[Any]) -> Iterator[str]:
+    """Yield the names of the nodes between a value and the leaves that are neither ours nor linear.
+
+    `seen`: the nodes of operations that the mode let pass as linear.
+    """
     leading = _leading(value.grad_fn, {id(leaf) for leaf in leaves})
     for node in leading.values():
         inputs = [following for following, _ in node.next_functions if following in leading]
         stem = re.sub(r"Backwards?\d*$", "", node.name().rpartition("::")[2])
-        if node.name() == OURS or stem in LINEAR_NODES:
+        if node.name() == OURS or (stem in LINEAR_NODES and (stem not in CHOOSING_NODES or node in seen)):
             continue
-        if stem in PRODUCT_NODES and len(inputs) <= (2 if stem.startswith("Add") or stem == "Baddbmm" else 1):
+        if (
+            stem in PRODUCT_NODES
+            and node in seen
+            and len(inputs) <= (2 if stem.startswith("Add") or stem == "Baddbmm" else 1)
+        ):
             continue
         yield node.name()
 

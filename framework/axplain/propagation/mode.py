@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from axplain.errors import UncoveredOperation
 from axplain.propagation.opaque import OPAQUE
 from axplain.propagation.operations import (
+    LIKE,
     READS,
     SELECTIONS,
     SHAPED,
@@ -44,8 +45,12 @@ from axplain.structure import Tensors
 
 #: (gradient, the operation on the examples, the one on their references or None) -> one multiplier per dependent input
 Multipliers = Callable[[Tensor, Operation, Operation | None], Sequence[Tensor | None]]
-Mark = Literal["smooth", "inverse", "cut"]
+#: "inverse": one over something. "cut": a constant that differs from the references'. "lost": computed without a graph.
+Mark = Literal["smooth", "inverse", "cut", "lost"]
 _MARK = "_axplain_mark"
+_DIFFERS = (
+    "it uses a comparison, a mask, an index or a detached value that differs between the example and its reference"
+)
 _CARRIES_INVERSE = frozenset(
     {
         *("unsqueeze", "squeeze", "expand", "expand_as", "view", "reshape", "to", "float", "double", "half", "type_as"),
@@ -61,11 +66,13 @@ class Rule:
     `multipliers`: plain tensor code. `run`: gives the output and more that the multipliers will need, where computing
     it again would cost; it gets the function and the arguments of the call. `by_element`: the code does not care how
     many dimensions come first, so that references broadcast over the examples that share them instead of being copied.
+    `several`: more than one input may depend on the seat.
     """
 
     multipliers: Multipliers
     run: Callable[..., tuple[Any, ...]] | None = None
     by_element: bool = False
+    several: bool = False
 
 
 class RuleSet(Protocol):
@@ -97,6 +104,9 @@ class PropagationMode(TorchFunctionMode):
         super().__init__()
         self.rules, self.root, self.notes = rules, root, notes
         self._inside: list[Callable[..., Any]] = []
+        self._storages: dict[int, Mark] = {}  # memory that was written to, or cut off, under no mark of its own
+        self._kept_alive: list[Tensor] = []  # so that no new tensor gets an address among these
+        self._nodes: set[Any] | None = None
         self._marked: list[Tensor] = []  # tensors of the model that were written to; unmarked at the end
 
     def depend(self, tensors: Tensors) -> None:
@@ -150,20 +160,25 @@ class PropagationMode(TorchFunctionMode):
             return function(*arguments, **keywords)
         if name.name in READS:
             return self._read(name.name, function, arguments, keywords)
-        if name.name in SHAPED:
+        if name.name in SHAPED or (name.name in LIKE and (0,) not in places):
             return function(*arguments, **keywords)
         if keywords.get("rounding_mode") is not None:
             return self._constants(name.name, no_grad(function, *arguments, **keywords))
-        if any(mark == "cut" for _, _, mark in found):
+        if any(mark in ("cut", "lost") for _, _, mark in found):
             return self._meet_cut(function, name, arguments, keywords, found)
         if name.in_place and arguments and isinstance(arguments[0], Tensor):
             self._before_writing(arguments[0])
         if is_linear(name.name, places, arguments, keywords):
+            before = {tensor.grad_fn for _, tensor in flat(arguments, keywords)}
             result = function(*arguments, **keywords)
+            self._see([*tensors_in(result), *(arguments[:1] if name.in_place else ())], before)
             inverse = name.name in _CARRIES_INVERSE and found[0][2] == "inverse"
             return self._outputs(name, result, arguments, "inverse" if inverse else "smooth")
         if rule is not None and "out" not in keywords:
-            return self._ruled(function, name, arguments, keywords, found, rule)
+            if len(found) == 1 or rule.several:
+                return self._ruled(function, name, arguments, keywords, found, rule)
+            self.uncovered(name.name, "more than one of its arguments depends on x")
+            return self._outputs(name, function(*arguments, **keywords), arguments, "smooth")
         if name.name in OPAQUE:
             with self:
                 result = OPAQUE[name.name](*arguments, **keywords)
@@ -174,9 +189,11 @@ class PropagationMode(TorchFunctionMode):
         if name.name in STEPS and not name.in_place:
             return self._constants(name.name, no_grad(function, *arguments, **keywords))
         if name.name in SELECTIONS and not name.in_place:
+            before = {tensor.grad_fn for _, tensor in flat(arguments, keywords)}
             result = function(*arguments, **keywords)
             chosen = [t for t in tensors_in(result) if not differentiable(t)]
-            if self._steer(name.name, tuple(chosen)):
+            if chosen and self._steer(name.name, tuple(chosen)):
+                self._see(tensors_in(result), before)
                 for tensor in tensors_in(result):
                     if differentiable(tensor):
                         self._mark(tensor, "smooth")
@@ -195,14 +212,23 @@ class PropagationMode(TorchFunctionMode):
 
     def _outputs(self, name: Name, result: Any, arguments: tuple[Any, ...], mark: Mark) -> Any:
         """Mark what an operation gave, and what it wrote to."""
+        written = arguments[0] if name.in_place and arguments and isinstance(arguments[0], Tensor) else None
+        if written is not None and self._mark_of(written) is None:
+            self._storages[_storage(written)] = "smooth"  # its views, and what it is a view of, were written to as well
         for tensor in tensors_in(result):
             if not differentiable(tensor):
                 return self._constants(name.name, result)
-            self._mark(tensor, mark if self._flows(tensor) else "cut")
-        if name.in_place and arguments and isinstance(arguments[0], Tensor):
-            self._mark(arguments[0], "smooth" if self._flows(arguments[0]) else "cut")
-            self._marked.append(arguments[0])
+            self._mark_result(tensor, mark)
+        if written is not None:
+            self._mark_result(written, "smooth")
+            self._marked.append(written)
         return result
+
+    def _mark_result(self, tensor: Tensor, mark: Mark) -> None:
+        if self._flows(tensor):
+            self._mark(tensor, mark)
+        else:
+            self._mark(tensor, "lost", "it uses a value computed under no_grad or inside a custom autograd function")
 
     def _constants(self, name: str, result: Any) -> Any:
         """Give results without a gradient: constants where the references gave the same, else cut off."""
@@ -210,6 +236,9 @@ class PropagationMode(TorchFunctionMode):
         if not self._steer(name, tensors):
             for tensor in tensors:
                 self._mark(tensor, "cut")
+                if name in ("detach", "data"):  # another object may come to look at the same numbers
+                    self._storages[_storage(tensor)] = "cut"
+                    self._kept_alive.append(tensor)
         return result
 
     def _read(self, name: str, function: Any, arguments: Any, keywords: Any) -> Any:
@@ -230,20 +259,20 @@ class PropagationMode(TorchFunctionMode):
         found: list[tuple[Place, Tensor, Mark]],
     ) -> Any:
         """Let tests of values that were cut off pass; refuse to compute with them."""
+        lost = any(mark == "lost" for _, _, mark in found)
         result = no_grad(function, *arguments, **keywords) if not name.in_place else None
         tensors = tensors_in(result)
         if result is not None and not any(differentiable(tensor) for tensor in tensors):
+            if lost and tensors:  # the references knew it and wrote it down
+                return self._constants(name.name, result)
             for tensor in tensors:
                 self._mark(tensor, "cut")
             return result
-        self.uncovered(
-            name.name,
-            "it uses a comparison, a mask, an index or a detached value that differs between the example and its "
-            "reference",
-        )
+        reasons = [getattr(tensor, _MARK)[2] for _, tensor, mark in found if mark == "lost" and hasattr(tensor, _MARK)]
+        self.uncovered(name.name, reasons[0] if reasons else _DIFFERS)
         for _, tensor, mark in found:
-            if mark == "cut":
-                delattr(tensor, _MARK)
+            if mark in ("cut", "lost"):
+                self._mark(tensor, "smooth" if mark == "lost" else None)
         with self:
             return function(*arguments, **keywords)
 
@@ -265,12 +294,26 @@ class PropagationMode(TorchFunctionMode):
     def _where(self) -> str:
         return module_calling(self.root)
 
-    def _mark(self, tensor: Tensor, mark: Mark) -> None:
-        setattr(tensor, _MARK, (self, mark))
+    def _mark(self, tensor: Tensor, mark: Mark | None, why: str = _DIFFERS) -> None:
+        setattr(tensor, _MARK, (self, mark, why))
 
     def _mark_of(self, tensor: Tensor) -> Mark | None:
         marked = getattr(tensor, _MARK, None)
-        return marked[1] if marked is not None and marked[0] is self else None
+        if marked is not None and marked[0] is self:
+            mark: Mark | None = marked[1]
+            return mark
+        return self._storages.get(_storage(tensor)) if self._storages and differentiable(tensor) else None
+
+    def _see(self, results: Sequence[Tensor], before: set[Any]) -> None:
+        """Note the nodes that an operation added to the graph."""
+        if self._nodes is None:
+            return
+        stack = [tensor.grad_fn for tensor in results]
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in before and node not in self._nodes:
+                self._nodes.add(node)
+                stack.extend(edge for edge, _ in node.next_functions)
 
     @abstractmethod
     def _flows(self, tensor: Tensor) -> bool:
@@ -313,6 +356,7 @@ class PropagationMode(TorchFunctionMode):
         if written is None:
             return type(result)((output, *others)) if others else output
         written.copy_(output)
+        self._see([written], {output.grad_fn})
         self._mark(written, self._mark_of(output) or "smooth")
         self._marked.append(written)
         return written
@@ -367,10 +411,11 @@ class Following(PropagationMode):
     def __init__(self, rules: RuleSet, root: torch.nn.Module | None, notes: set[str], reader: Reader | None) -> None:
         super().__init__(rules, root, notes)
         self.reader = reader
+        self._nodes = set()
         self.kept = Tape().kept
 
     def _flows(self, tensor: Tensor) -> bool:
-        return tensor.requires_grad
+        return tensor.requires_grad and torch.is_grad_enabled()
 
     def _steer(self, name: str, tensors: Tensors, values: Any = None) -> bool:
         if self.reader is None:
@@ -392,8 +437,17 @@ class Following(PropagationMode):
         saved = self.kept.keep(call.saved)
         application = Application(call.rule, template, saved, self.reader, number, [call.output])
         output: Tensor = Ruled.apply(application, *(tensor for _, tensor, _ in call.found))  # type: ignore[no-untyped-call]
-        self._mark(output, mark if output.requires_grad else "cut")
+        self._mark_result(output, mark)
         return output
+
+    @property
+    def nodes(self) -> set[Any]:
+        """The nodes of the graph that linear operations made."""
+        return self._nodes or set()
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _given(name: Name, arguments: tuple[Any, ...], found: list[tuple[Place, Tensor, Mark]]) -> Mark:
@@ -428,9 +482,12 @@ class Application:
         )
         if self.reader is None or self.number is None:
             return tuple(self.rule.multipliers(gradient, new, None))
-        shared = self.reader.shared(self.number) if self.rule.by_element else None
+        half = gradient.dtype in (torch.float16, torch.bfloat16)
+        shared = self.reader.shared(self.number) if self.rule.by_element and not half else None
         if shared is None:
             old = self.reader.tape.operation(self.number, new, self.reader.rows)
+            if half:  # differences of numbers with three digits tell nothing about a slope
+                gradient, new, old = gradient.float(), new.widened(), old.widened()
             multipliers = self.rule.multipliers(gradient, new, old)
         else:
             old = self.reader.tape.broadcast(self.number, new, shared)

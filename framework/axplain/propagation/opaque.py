@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from axplain.errors import UncoveredOperation
+
 
 def attention(
     query: Tensor,
@@ -78,10 +80,42 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return similarity
 
 
+def vector_norm(
+    x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return `linalg.vector_norm` as sums, roots and maxima."""
+    x = x if dtype is None else x.to(dtype)
+    dims = tuple(range(x.ndim)) if dim is None else dim
+    if ord == 2:
+        return x.square().sum(dims, keepdim).sqrt()
+    size = x.abs()
+    if abs(ord) == math.inf:
+        return size.amax(dims, keepdim) if ord > 0 else size.amin(dims, keepdim)
+    return size.sum(dims, keepdim) if ord == 1 else size.pow(ord).sum(dims, keepdim).pow(1 / ord)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the cross entropy of class indices as log-softmax and a choice of its elements."""
+    if label_smoothing or target.is_floating_point():
+        raise UncoveredOperation("model: cross_entropy is covered for class indices without label smoothing only.")
+    words = {0: "none", 1: "mean", 2: "sum"}[reduction]
+    rows = input.log_softmax(1 if input.ndim > 1 else 0)
+    return functional.nll_loss(rows, target, weight, ignore_index=ignore_index, reduction=words)
+
+
 #: Name -> the same in parts. Consulted where no rule of that name exists and the call is not linear.
 OPAQUE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
     {
         "scaled_dot_product_attention": attention,
+        "linalg_vector_norm": vector_norm,
+        "cross_entropy_loss": cross_entropy,
         "glu": gated_linear_unit,
         "clamp": clamp,
         "clip": clamp,

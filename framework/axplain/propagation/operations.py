@@ -32,6 +32,7 @@ LINEAR: Final = frozenset(
         *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
         *("adaptive_avg_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "identity"),
         *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d"),
+        *("broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "block_diag"),
         *("upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa"),
         *("_upsample_bicubic2d_aa", "requires_grad_"),
     }
@@ -52,6 +53,7 @@ CHOOSING: Final[Mapping[str, tuple[int | str, ...]]] = types.MappingProxyType(
         "scatter": (2, "index"),
         "scatter_add": (2, "index"),
         "lerp": (2, "weight"),
+        "nll_loss_nd": (1, "target"),
         "grid_sampler": (1, "grid"),
     }
 )
@@ -69,6 +71,7 @@ FACTORS: Final[Mapping[str, frozenset[int | str]]] = types.MappingProxyType(
             ("addmm addbmm baddbmm addmv", (1, 2, "mat1", "mat2", "batch1", "batch2", "mat", "vec")),
             ("addr addcmul", (1, 2, "vec1", "vec2", "tensor1", "tensor2")),
             ("einsum", (1,)),
+            ("tensordot", (0, 1)),
         )
         for name in names.split()
     }
@@ -85,9 +88,11 @@ SELECTIONS: Final = frozenset({"topk", "sort", "msort", "median", "nanmedian", "
 SHAPED: Final = frozenset(
     {
         *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),
-        *("new_tensor", "new_empty_strided"),
+        *("new_empty_strided",),
     }
 )
+#: The second argument lends its shape, dtype or device alone.
+LIKE: Final = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
 #: Numbers that leave torch: the same for example and reference, or what follows cannot be explained.
 READS: Final = frozenset(
     {"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "is_nonzero", "equal", "allclose"}
@@ -247,11 +252,25 @@ class Operation:
         inputs, extras = (tuple(split_rows(t, sizes) for t in tensors) for tensors in (self.inputs, self.extras))
         return attrs.evolve(self, inputs=inputs, output=split_rows(self.output, sizes), extras=extras)
 
+    def widened(self) -> Operation:
+        """Return the operation in float32, its output computed again."""
+        inputs = tuple(_wide(tensor) for tensor in self.inputs)
+        constants = [(place, tensor) for place, tensor in flat(self.arguments, self.keywords)]
+        places = tuple(place for place, _ in constants)
+        arguments, keywords = replaced(self.arguments, self.keywords, places, [_wide(t) for _, t in constants])
+        wide = attrs.evolve(self, arguments=tuple(arguments), keywords=keywords, inputs=inputs)
+        output = no_grad(wide.at, *inputs) if not self.extras else _wide(self.output)
+        return attrs.evolve(wide, output=output if isinstance(output, Tensor) else _wide(self.output))
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument of the call by its position or name."""
         if name in self.keywords:
             return self.keywords[name]
         return self.arguments[position] if len(self.arguments) > position else default
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def split_rows(tensor: Tensor, sizes: tuple[int, int]) -> Tensor:

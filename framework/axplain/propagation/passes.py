@@ -53,6 +53,7 @@ class RulePass:
     tape: Tape | None
     rows: Tensor | None
     notes: set[str]
+    _nodes: set[Any] = attrs.field(factory=set, init=False)
 
     def part(self, chunk: slice) -> RulePass:
         """Return the pass for some of its rows."""
@@ -81,6 +82,7 @@ class RulePass:
                 yield
         finally:
             mode.release()
+        self._nodes.update(mode.nodes)
         if reader is not None:
             reader.finish()
 
@@ -90,7 +92,7 @@ class RulePass:
         Raises:
             UncoveredOperation: naming them.
         """
-        nodes = sorted(set(foreign_nodes(value, leaves)))
+        nodes = sorted(set(foreign_nodes(value, leaves, self._nodes)))
         if nodes and self.rules.unknown == "gradient":
             self.notes.update(nodes)
         elif nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +14,26 @@ Multipliers = tuple[Tensor | None, ...]
 def midpoint(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
     """Return the vector-Jacobian product halfway: exact for everything quadratic, d(ab) = mean(a) db + mean(b) da."""
     assert old is not None, "rescale rules compare"
+    if len(new.inputs) > 2:
+        return _multilinear(gradient, new, old)
     with torch.enable_grad():
         middle = [((a + b) / 2).requires_grad_() for a, b in zip(new.inputs, old.inputs, strict=True)]
         return torch.autograd.grad(new.at(*middle), middle, gradient)
+
+
+def _multilinear(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
+    """Return the vector-Jacobian product averaged over Gauss nodes of the segment: exact for products of many."""
+    nodes, weights = np.polynomial.legendre.leggauss((len(new.inputs) + 1) // 2)
+    found = [torch.zeros_like(x) for x in new.inputs]
+    for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
+        with torch.enable_grad():
+            points = [
+                torch.lerp(b.expand_as(a), a, (node + 1) / 2).requires_grad_()
+                for a, b in zip(new.inputs, old.inputs, strict=True)
+            ]
+            parts = torch.autograd.grad(new.at(*points), points, gradient)
+        found = [total + part * (weight / 2) for total, part in zip(found, parts, strict=True)]
+    return tuple(found)
 
 
 def product(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:

@@ -21,6 +21,7 @@ _SECANT = """
 _MIDPOINT = """
     matmul mm bmm mv dot vdot inner outer ger einsum kron cross linalg_cross linear bilinear conv1d conv2d conv3d
     conv_transpose1d conv_transpose2d conv_transpose3d addmm addbmm baddbmm addmv addr addcmul lerp var
+    tensordot mse_loss
 """
 
 
@@ -32,18 +33,18 @@ _TABLE: Final[tuple[tuple[str, Rule], ...]] = (
     (_SECANT, Rule(secants.secant, by_element=True)),
     ("prelu", Rule(secants.secant)),  # its slopes lie on dimension 1
     ("log log2 log10", Rule(secants.relative_secant, by_element=True)),
-    ("atan2 arctan2 hypot logaddexp logaddexp2", Rule(secants.corrected)),
+    ("atan2 arctan2 hypot logaddexp logaddexp2", Rule(secants.corrected, several=True)),
     ("relu relu6 hardtanh threshold abs absolute clamp_min clamp_max", Rule(secants.linear_pieces, by_element=True)),
     ("exp", Rule(secants.exponential, by_element=True)),
     ("sqrt", Rule(secants.square_root, by_element=True)),
     ("rsqrt", Rule(secants.inverse_square_root, by_element=True)),
     ("reciprocal", Rule(secants.reciprocal, by_element=True)),
     ("square", Rule(secants.square, by_element=True)),
-    ("pow", Rule(secants.power)),
-    (_MIDPOINT, Rule(products.midpoint)),
-    ("mul multiply", Rule(products.product)),
-    ("div divide true_divide", Rule(products.quotient)),
-    ("std linalg_vector_norm", Rule(products.root_of_quadratic)),
+    ("pow", Rule(secants.power, several=True)),
+    (_MIDPOINT, Rule(products.midpoint, several=True)),
+    ("mul multiply", Rule(products.product, several=True)),
+    ("div divide true_divide", Rule(products.quotient, several=True)),
+    ("std", Rule(products.root_of_quadratic)),
     ("layer_norm", Rule(normalisations.layer_norm)),
     ("rms_norm", Rule(normalisations.rms_norm)),
     ("group_norm", Rule(normalisations.group_norm)),
@@ -54,10 +55,10 @@ _TABLE: Final[tuple[tuple[str, Rule], ...]] = (
     *((f"max_pool{n}d", _pooling(n, maxima.pool_with_winners(f"max_pool{n}d"))) for n in (1, 2, 3)),
     *((f"max_pool{n}d_with_indices", _pooling(n, maxima.keep_winners)) for n in (1, 2, 3)),
     *((f"adaptive_max_pool{n}d", _pooling(n, maxima.keep_winners)) for n in (1, 2, 3)),
-    ("max amax", Rule(maxima.reduction())),
-    ("min amin", Rule(maxima.reduction(smallest=True))),
-    ("maximum", Rule(maxima.larger())),
-    ("minimum", Rule(maxima.larger(smallest=True))),
+    ("max amax", Rule(maxima.reduction(), several=True)),
+    ("min amin", Rule(maxima.reduction(smallest=True), several=True)),
+    ("maximum fmax", Rule(maxima.larger(), several=True)),
+    ("minimum fmin", Rule(maxima.larger(smallest=True), several=True)),
 )
 _RULES: Final[Mapping[str, Rule]] = MappingProxyType({name: rule for names, rule in _TABLE for name in names.split()})
 
