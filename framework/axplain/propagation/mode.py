@@ -295,13 +295,14 @@ class PropagationMode(TorchFunctionMode):
         return module_calling(self.root)
 
     def _mark(self, tensor: Tensor, mark: Mark | None, why: str = _DIFFERS) -> None:
-        setattr(tensor, _MARK, (self, mark, why))
+        setattr(tensor, _MARK, (self, mark, why, tensor.grad_fn if mark == "lost" else None))
 
     def _mark_of(self, tensor: Tensor) -> Mark | None:
         marked = getattr(tensor, _MARK, None)
         if marked is not None and marked[0] is self:
             mark: Mark | None = marked[1]
-            return mark
+            # what a custom function gives gets its node when the function is done: the second witness judges that
+            return "smooth" if mark == "lost" and tensor.grad_fn is not marked[3] else mark
         return self._storages.get(_storage(tensor)) if self._storages and differentiable(tensor) else None
 
     def _see(self, results: Sequence[Tensor], before: set[Any]) -> None:

@@ -91,8 +91,8 @@ def reduction(*, smallest: bool = False) -> Callable[[Tensor, Operation, Operati
     return rule
 
 
-def larger(*, smallest: bool = False) -> Callable[[Tensor, Operation, Operation | None], Multipliers]:
-    """Return the rule of `maximum(a, b) = b + relu(a - b)` and of its opposite."""
+def larger(*, smallest: bool = False, tie: float = 0.5) -> Callable[[Tensor, Operation, Operation | None], Multipliers]:
+    """Return the rule of `maximum(a, b) = b + relu(a - b)` and of its opposite; of a tie the first gets `tie`."""
 
     def rule(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
         assert old is not None, "rescale rules compare"
@@ -102,7 +102,7 @@ def larger(*, smallest: bool = False) -> Callable[[Tensor, Operation, Operation 
         ahead, ahead_old = (b - a, b_old - a_old) if smallest else (a - b, a_old - b_old)
         step = ahead - ahead_old
         slope = (ahead.relu() - ahead_old.relu()) / step
-        share = torch.where(step == 0, (ahead > 0).to(slope.dtype) + (ahead == 0).to(slope.dtype) / 2, slope)
+        share = torch.where(slope.isnan(), (ahead > 0).to(slope.dtype) + (ahead == 0).to(slope.dtype) * tie, slope)
         return (gradient * share).sum_to_size(a.shape), (gradient * (1 - share)).sum_to_size(b.shape)
 
     return rule

@@ -106,10 +106,14 @@ def logsumexp(gradient: Tensor, new: Operation, old: Operation | None) -> Multip
 
 
 def _log_sum(gradient: Tensor, new: Operation, old: Operation | None, dim: int | tuple[int, ...]) -> Tensor:
+    """Return g E L: the secant of the logarithm is taken of the logarithms where the sums are far apart."""
     assert old is not None, "rescale rules compare"
     slope, total, total_old = _exponentials(new, old, dim)
     change = (total - total_old) / total_old
-    secant = torch.where(change.abs() > 1e-30, torch.log1p(change) / change, torch.ones_like(change)) / total_old
+    near = torch.log1p(change) / change / total_old
+    logs = [torch.logsumexp(operation.inputs[0].to(slope.dtype), dim, keepdim=True) for operation in (new, old)]
+    far = (logs[0] - logs[1]) / (total - total_old)
+    secant = torch.where(change == 0, 1 / total_old, torch.where(change.abs() < 0.5, near, far))
     return gradient * slope * secant
 
 

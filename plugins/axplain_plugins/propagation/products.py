@@ -46,8 +46,8 @@ def product(gradient: Tensor, new: Operation, old: Operation | None) -> Multipli
         return midpoint(gradient, new, old)
     place = new.inverses.index(True)
     (x, r), (x_old, r_old) = ((operation.inputs[1 - place], operation.inputs[place]) for operation in (new, old))
-    both, same = r + r_old, r * r_old > 0
-    for_x = torch.where(same, 2 * r * r_old / both, both / 2)
+    both, same = r + r_old, r.sign() * r_old.sign() > 0
+    for_x = torch.where(same, 2 / (1 / r + 1 / r_old), both / 2)
     for_r = torch.where(same, (new.output + old.output) / both, (x + x_old) / 2)
     split = ((gradient * for_x).sum_to_size(x.shape), (gradient * for_r).sum_to_size(r.shape))
     return split if place == 1 else split[::-1]
@@ -61,7 +61,7 @@ def quotient(gradient: Tensor, new: Operation, old: Operation | None) -> Multipl
     assert old is not None, "rescale rules compare"
     divisor, divisor_old = _operand(new, 1, "other"), _operand(old, 1, "other")
     dividend, dividend_old = _operand(new, 0, "input"), _operand(old, 0, "input")
-    both, same = divisor + divisor_old, divisor * divisor_old > 0
+    both, same = divisor + divisor_old, divisor.sign() * divisor_old.sign() > 0
     for_dividend = torch.where(same, 2 / both, (1 / divisor + 1 / divisor_old) / 2)
     middle = (dividend + dividend_old) / 2 / (divisor * divisor_old)
     for_divisor = -torch.where(same, (new.output + old.output) / both, middle)

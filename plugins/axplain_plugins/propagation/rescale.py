@@ -57,8 +57,10 @@ _TABLE: Final[tuple[tuple[str, Rule], ...]] = (
     *((f"adaptive_max_pool{n}d", _pooling(n, maxima.keep_winners)) for n in (1, 2, 3)),
     ("max amax", Rule(maxima.reduction(), several=True)),
     ("min amin", Rule(maxima.reduction(smallest=True), several=True)),
-    ("maximum fmax", Rule(maxima.larger(), several=True)),
-    ("minimum fmin", Rule(maxima.larger(smallest=True), several=True)),
+    ("maximum", Rule(maxima.larger(), several=True)),
+    ("fmax", Rule(maxima.larger(tie=1.0), several=True)),
+    ("fmin", Rule(maxima.larger(smallest=True, tie=1.0), several=True)),
+    ("minimum", Rule(maxima.larger(smallest=True), several=True)),
 )
 _RULES: Final[Mapping[str, Rule]] = MappingProxyType({name: rule for names, rule in _TABLE for name in names.split()})
 

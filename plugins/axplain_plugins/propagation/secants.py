@@ -21,7 +21,8 @@ def secant(gradient: Tensor, new: Operation, old: Operation | None) -> Multiplie
 def relative_secant(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
     """Return the same for functions that change on the scale of their argument: logarithms and powers."""
     assert old is not None, "rescale rules compare"
-    return (gradient * _slope(new, old, torch.maximum(new.inputs[0].abs(), old.inputs[0].abs())),)
+    slope = _slope(new, old, torch.maximum(new.inputs[0].abs(), old.inputs[0].abs()))
+    return ((gradient * slope).sum_to_size(new.inputs[0].shape),)
 
 
 def _slope(new: Operation, old: Operation, scale: Tensor | float) -> Tensor:
@@ -36,7 +37,7 @@ def _slope(new: Operation, old: Operation, scale: Tensor | float) -> Tensor:
     short = ~(step.abs() > grain * scale)  # a difference of two infinities is short, too
     if not bool(short.any()):
         return slope
-    one, other = derivative(new, x), derivative(new, reference.expand_as(x))
+    one, other = (derivative(new, point.expand_as(slope)) for point in (x, reference))
     smooth = (one - other).abs() <= 4 * grain * (1 + one.abs() + other.abs())
     return torch.where(short & (smooth | (step == 0)), (one + other) / 2, slope)
 
@@ -54,8 +55,8 @@ def linear_pieces(gradient: Tensor, new: Operation, old: Operation | None) -> Mu
     (x,), (reference,) = new.inputs, old.inputs
     step = x - reference
     slope = (new.output - old.output).div_(step)
-    if math.isnan(slope.sum()):  # 0 / 0; a sum is the cheapest way to see one
-        slope = torch.where(step == 0, derivative(new, x), slope)
+    if math.isnan(slope.sum()):  # 0 / 0, or two infinities; a sum is the cheapest way to see one
+        slope = torch.where(slope.isnan(), derivative(new, x), slope)
     return (slope.mul_(gradient),)
 
 
@@ -123,11 +124,14 @@ def corrected(gradient: Tensor, new: Operation, old: Operation | None) -> Multip
     with torch.enable_grad():
         leaves = [point.requires_grad_() for point in points]
         slopes = torch.autograd.grad(new.at(*leaves).sum(), leaves)
+    slopes = tuple(slope.nan_to_num(0, 0, 0) for slope in slopes)  # the middle may be where there is no derivative
     residual = new.output - old.output
     size = torch.zeros_like(residual)
     for slope, step in zip(slopes, steps, strict=True):
         residual = residual - slope * step
         size = size + step.square()
+    noise = 4 * torch.finfo(residual.dtype).eps * (new.output.abs() + old.output.abs())
+    residual = torch.where(residual.abs() <= noise, torch.zeros_like(residual), residual)
     share = torch.where(size == 0, torch.zeros_like(size), residual / size)
     return tuple(
         (gradient * (slope + share * step)).sum_to_size(x.shape)
