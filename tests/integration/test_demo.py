@@ -37,6 +37,7 @@ CORNER = (slice(SIDE // 2, SIDE), slice(0, SIDE // 2))  # rows and columns of th
 
 #: fewer samples than the demo's: to find a quarter of a picture takes less than to draw it
 CHEAPER: dict[str, dict[str, Any]] = {
+    "deeplift_shap": {"baselines": {"use": "uniform", "n": 5}},
     "integrated_gradients": {"tolerance": 1.0},
     "gradient_shap": {"n_samples": 25},
     "smoothgrad": {"n_samples": 25},

@@ -56,8 +56,8 @@ def linear_pieces(gradient: Tensor, new: Operation, old: Operation | None) -> Mu
     step = x - reference
     slope = (new.output - old.output).div_(step)
     if math.isnan(slope.sum()):  # 0 / 0, or two infinities; a sum is the cheapest way to see one
-        slope = torch.where(slope.isnan(), derivative(new, x), slope)
-    return (slope.mul_(gradient),)
+        slope = torch.where(slope.isnan(), derivative(new, x.expand_as(slope)), slope)
+    return (slope.mul_(gradient).sum_to_size(x.shape),)
 
 
 def exponential(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
