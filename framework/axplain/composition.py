@@ -17,8 +17,8 @@ from axplain.discovery import catalog
 from axplain.engine import Engine, Need, out_of_memory
 from axplain.parameters import Call, settle, settle_values
 from axplain.problem import Problem
-from axplain.propagation.mode import RuleSet
 from axplain.propagation.passes import Comparison, RulePass
+from axplain.propagation.rules import RuleSet
 from axplain.propagation.tape import Tape
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Settings
 from axplain.registry import registry

@@ -16,8 +16,8 @@ from axplain.errors import UncoveredOperation, UnsupportedModel, log
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount, finite_values
 from axplain.problem import Problem
-from axplain.propagation.mode import RuleSet
 from axplain.propagation.passes import PROBE_ROWS, Comparison, RulePass, Run, record, shared_axes
+from axplain.propagation.rules import RuleSet
 from axplain.propagation.tape import Axes, Tape
 from axplain.protocols import Answers
 from axplain.structure import Rows, Tensors, accumulator, map_tensors

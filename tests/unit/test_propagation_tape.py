@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import axplain
 from axplain.errors import UncoveredOperation
-from axplain.propagation.mode import Following, Recording, Rule
+from axplain.propagation.mode import Following, Recording
 from axplain.propagation.operations import Operation
+from axplain.propagation.rules import Rule
 from axplain.propagation.tape import Kept, Reader, Tape, row_axes
 
 
@@ -39,7 +40,7 @@ def recorded(work: Callable[[Tensor], Any], x: Tensor) -> Tape:
     mode.depend((x,))
     with torch.no_grad(), mode:
         work(x)
-    mode.release()
+    mode.marks.release()
     return tape
 
 

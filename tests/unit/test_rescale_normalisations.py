@@ -282,6 +282,14 @@ def test_a_shift_of_both_rows_changes_nothing(name: str, shift: float) -> None:
 
 
 @every_soft
+def test_a_large_shift_of_both_rows_costs_no_digits_in_float32(name: str) -> None:
+    x, reference = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[6.0, -1.0, -3.0]])
+    call, gradient = Call(name, 1), torch.tensor([1.0]) if name == "logsumexp" else torch.tensor([[1.0, 0.0, 0.0]])
+    found = call.multipliers(gradient, x + 10_000, reference + 10_000)  # whole numbers: no rounding in the sum
+    torch.testing.assert_close(found, call.multipliers(gradient, x, reference), rtol=1e-5, atol=1e-7)
+
+
+@every_soft
 @every_dtype
 @pytest.mark.parametrize("gap", [20.0, 60.0, 120.0, 800.0, 1e4])
 def test_rows_of_very_different_height_stay_finite_and_complete(name: str, dtype: torch.dtype, gap: float) -> None:

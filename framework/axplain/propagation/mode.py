@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import attrs
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from axplain.errors import UncoveredOperation
+from axplain.propagation.marks import DIFFERS, LOST, Mark, Marks
 from axplain.propagation.opaque import OPAQUE
 from axplain.propagation.operations import (
     LIKE,
@@ -36,65 +37,19 @@ from axplain.propagation.operations import (
     name_of,
     no_grad,
     replaced,
-    split_rows,
     tensors_in,
     transparent,
 )
-from axplain.propagation.tape import Reader, Tape
+from axplain.propagation.rules import Application, Rule, Ruled, RuleSet
+from axplain.propagation.tape import Kept, Reader, Tape
 from axplain.structure import Tensors
 
-#: (gradient, the operation on the examples, the one on their references or None) -> one multiplier per dependent input
-Multipliers = Callable[[Tensor, Operation, Operation | None], Sequence[Tensor | None]]
-#: "inverse": one over something. "cut": a constant that differs from the references'. "lost": computed without a graph.
-Mark = Literal["smooth", "inverse", "cut", "lost"]
-_MARK = "_axplain_mark"
-_DIFFERS = (
-    "it uses a comparison, a mask, an index or a detached value that differs between the example and its reference"
-)
 _CARRIES_INVERSE = frozenset(
     {
         *("unsqueeze", "squeeze", "expand", "expand_as", "view", "reshape", "to", "float", "double", "half", "type_as"),
         *("bfloat16", "clone", "contiguous", "mul", "div", "transpose", "permute", "broadcast_to", "getitem"),
     }
 )
-
-
-@attrs.frozen
-class Rule:
-    """How multipliers go back through one operation.
-
-    `multipliers`: plain tensor code. `run`: gives the output and more that the multipliers will need, where computing
-    it again would cost; it gets the function and the arguments of the call. `by_element`: the code does not care how
-    many dimensions come first, so that references broadcast over the examples that share them instead of being copied.
-    `several`: more than one input may depend on the seat.
-    """
-
-    multipliers: Multipliers
-    run: Callable[..., tuple[Any, ...]] | None = None
-    by_element: bool = False
-    several: bool = False
-
-
-class RuleSet(Protocol):
-    """Backward rules by the name of the operation.
-
-    `references`: whether rules compare with references. `unknown`: what to do without a rule, refuse or take the plain
-    gradient.
-    """
-
-    @property
-    def references(self) -> bool:
-        """Whether the rules need the same operation on the references."""
-        ...
-
-    @property
-    def unknown(self) -> Literal["refuse", "gradient"]:
-        """What happens to an operation that has no rule."""
-        ...
-
-    def rule(self, operation: str) -> Rule | None:
-        """Return the rule of an operation, or None where it has none."""
-        ...
 
 
 class PropagationMode(TorchFunctionMode):
@@ -104,23 +59,14 @@ class PropagationMode(TorchFunctionMode):
         super().__init__()
         self.rules, self.root, self.notes = rules, root, notes
         self._inside: list[Callable[..., Any]] = []
-        self._storages: dict[int, Mark] = {}  # memory that was written to, or cut off, under no mark of its own
-        self._kept_alive: list[Tensor] = []  # so that no new tensor gets an address among these
+        self.marks = Marks()
         self._nodes: set[Any] | None = None
-        self._marked: list[Tensor] = []  # tensors of the model that were written to; unmarked at the end
 
     def depend(self, tensors: Tensors) -> None:
         """Say which tensors are the seat's."""
         for tensor in tensors:
             if differentiable(tensor):
-                self._mark(tensor, "smooth")
-
-    def release(self) -> None:
-        """Take the marks off tensors that may outlive the pass."""
-        for tensor in self._marked:
-            if hasattr(tensor, _MARK):
-                delattr(tensor, _MARK)
-        self._marked.clear()
+                self.marks.put(tensor, "smooth")
 
     def __torch_function__(
         self,
@@ -131,7 +77,7 @@ class PropagationMode(TorchFunctionMode):
     ) -> Any:
         """Decide what to do with one operation."""
         kwargs = kwargs or {}
-        found = [(place, tensor, mark) for place, tensor in flat(args, kwargs) if (mark := self._mark_of(tensor))]
+        found = [(place, tensor, mark) for place, tensor in flat(args, kwargs) if (mark := self.marks.of(tensor))]
         if not found:
             return func(*args, **kwargs)
         return self._meet(func, args, kwargs, found)
@@ -196,7 +142,7 @@ class PropagationMode(TorchFunctionMode):
                 self._see(tensors_in(result), before)
                 for tensor in tensors_in(result):
                     if differentiable(tensor):
-                        self._mark(tensor, "smooth")
+                        self.marks.put(tensor, "smooth")
                 return result
             self.uncovered(name.name, "it chooses other elements for the example than for its reference")
             return self._outputs(name, result, arguments, "smooth")
@@ -213,38 +159,33 @@ class PropagationMode(TorchFunctionMode):
     def _outputs(self, name: Name, result: Any, arguments: tuple[Any, ...], mark: Mark) -> Any:
         """Mark what an operation gave, and what it wrote to."""
         written = arguments[0] if name.in_place and arguments and isinstance(arguments[0], Tensor) else None
-        if written is not None and self._mark_of(written) is None:
-            self._storages[_storage(written)] = "smooth"  # its views, and what it is a view of, were written to as well
+        if written is not None:
+            self.marks.write(written)
         for tensor in tensors_in(result):
             if not differentiable(tensor):
                 return self._constants(name.name, result)
             self._mark_result(tensor, mark)
         if written is not None:
             self._mark_result(written, "smooth")
-            self._marked.append(written)
         return result
 
     def _mark_result(self, tensor: Tensor, mark: Mark) -> None:
-        if self._flows(tensor):
-            self._mark(tensor, mark)
-        else:
-            self._mark(tensor, "lost", "it uses a value computed under no_grad or inside a custom autograd function")
+        self.marks.put(tensor, mark if self._flows(tensor) else "lost")
 
     def _constants(self, name: str, result: Any) -> Any:
         """Give results without a gradient: constants where the references gave the same, else cut off."""
         tensors = tuple(tensors_in(result))
         if not self._steer(name, tensors):
             for tensor in tensors:
-                self._mark(tensor, "cut")
+                self.marks.put(tensor, "cut")
                 if name in ("detach", "data"):  # another object may come to look at the same numbers
-                    self._storages[_storage(tensor)] = "cut"
-                    self._kept_alive.append(tensor)
+                    self.marks.cut_memory(tensor)
         return result
 
     def _read(self, name: str, function: Any, arguments: Any, keywords: Any) -> Any:
         result = function(*arguments, **keywords)
         values = result.tolist() if hasattr(result, "tolist") else result
-        if any(self._mark_of(t) == "cut" for _, t in flat(arguments, keywords)):
+        if any(self.marks.of(t) == "cut" for _, t in flat(arguments, keywords)):
             self.uncovered(name, "it reads values that differ between the example and its reference")
         elif not self._steer(name, (), values):
             self.uncovered(name, "it reads a number that differs between the example and its reference")
@@ -266,13 +207,12 @@ class PropagationMode(TorchFunctionMode):
             if lost and tensors:  # the references knew it and wrote it down
                 return self._constants(name.name, result)
             for tensor in tensors:
-                self._mark(tensor, "cut")
+                self.marks.put(tensor, "cut")
             return result
-        reasons = [getattr(tensor, _MARK)[2] for _, tensor, mark in found if mark == "lost" and hasattr(tensor, _MARK)]
-        self.uncovered(name.name, reasons[0] if reasons else _DIFFERS)
+        self.uncovered(name.name, LOST if lost else DIFFERS)
         for _, tensor, mark in found:
             if mark in ("cut", "lost"):
-                self._mark(tensor, "smooth" if mark == "lost" else None)
+                self.marks.put(tensor, "smooth" if mark == "lost" else None)
         with self:
             return function(*arguments, **keywords)
 
@@ -293,17 +233,6 @@ class PropagationMode(TorchFunctionMode):
 
     def _where(self) -> str:
         return module_calling(self.root)
-
-    def _mark(self, tensor: Tensor, mark: Mark | None, why: str = _DIFFERS) -> None:
-        setattr(tensor, _MARK, (self, mark, why, tensor.grad_fn if mark == "lost" else None))
-
-    def _mark_of(self, tensor: Tensor) -> Mark | None:
-        marked = getattr(tensor, _MARK, None)
-        if marked is not None and marked[0] is self:
-            mark: Mark | None = marked[1]
-            # what a custom function gives gets its node when the function is done: the second witness judges that
-            return "smooth" if mark == "lost" and tensor.grad_fn is not marked[3] else mark
-        return self._storages.get(_storage(tensor)) if self._storages and differentiable(tensor) else None
 
     def _see(self, results: Sequence[Tensor], before: set[Any]) -> None:
         """Note the nodes that an operation added to the graph."""
@@ -358,8 +287,8 @@ class PropagationMode(TorchFunctionMode):
             return type(result)((output, *others)) if others else output
         written.copy_(output)
         self._see([written], {output.grad_fn})
-        self._mark(written, self._mark_of(output) or "smooth")
-        self._marked.append(written)
+        self.marks.put(written, self.marks.of(output) or "smooth")
+        self.marks.write(written)
         return written
 
 
@@ -402,7 +331,7 @@ class Recording(PropagationMode):
 
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
         self.tape.add(call.name, call.saved)
-        self._mark(call.output, mark)
+        self.marks.put(call.output, mark)
         return call.output
 
 
@@ -413,7 +342,7 @@ class Following(PropagationMode):
         super().__init__(rules, root, notes)
         self.reader = reader
         self._nodes = set()
-        self.kept = Tape().kept
+        self.kept = Kept()
 
     def _flows(self, tensor: Tensor) -> bool:
         return tensor.requires_grad and torch.is_grad_enabled()
@@ -447,10 +376,6 @@ class Following(PropagationMode):
         return self._nodes or set()
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
-
-
 def _given(name: Name, arguments: tuple[Any, ...], found: list[tuple[Place, Tensor, Mark]]) -> Mark:
     """Say whether an operation gave one over something: products with it are the divisions that they stand for."""
     if name.name in ("rsqrt", "reciprocal"):
@@ -460,57 +385,6 @@ def _given(name: Name, arguments: tuple[Any, ...], found: list[tuple[Place, Tens
     if name.name == "pow" and len(arguments) > 1 and isinstance(arguments[1], int | float) and arguments[1] < 0:
         return "inverse"
     return "smooth"
-
-
-@attrs.frozen(eq=False)
-class Application:
-    """One operation on the examples and the rule that its backward pass applies. `output` is taken by the graph."""
-
-    rule: Rule
-    template: Operation
-    saved: list[Tensor]
-    reader: Reader | None
-    number: int | None
-    output: list[Tensor]
-
-    def back(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return what the rule gives to each dependent input."""
-        template, count = self.template, len(self.template.places)
-        inputs, output, extras = tuple(self.saved[:count]), self.saved[count], tuple(self.saved[count + 1 :])
-        arguments, keywords = replaced(template.arguments, template.keywords, template.places, inputs)
-        new = attrs.evolve(
-            template, arguments=tuple(arguments), keywords=keywords, inputs=inputs, output=output, extras=extras
-        )
-        if self.reader is None or self.number is None:
-            return tuple(self.rule.multipliers(gradient, new, None))
-        half = gradient.dtype in (torch.float16, torch.bfloat16)
-        shared = self.reader.shared(self.number) if self.rule.by_element and not half else None
-        if shared is None:
-            old = self.reader.tape.operation(self.number, new, self.reader.rows)
-            if half:  # differences of numbers with three digits tell nothing about a slope
-                gradient, new, old = gradient.float(), new.widened(), old.widened()
-            multipliers = self.rule.multipliers(gradient, new, old)
-        else:
-            old = self.reader.tape.broadcast(self.number, new, shared)
-            found = self.rule.multipliers(split_rows(gradient, shared), new.unflatten(shared), old)
-            multipliers = [None if m is None else m.flatten(0, 1) for m in found]
-        return tuple(m if m is None else m.to(x.dtype) for m, x in zip(multipliers, inputs, strict=True))
-
-
-class Ruled(torch.autograd.Function):
-    """A node of the graph whose backward pass is a rule."""
-
-    @staticmethod
-    def forward(ctx: Any, application: Application, *inputs: Tensor) -> Tensor:
-        """Hand out the output that is known already."""
-        ctx.application = application
-        return application.output.pop()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Apply the rule."""
-        with torch.no_grad():
-            return None, *ctx.application.back(gradient)
 
 
 def module_calling(root: torch.nn.Module | None) -> str:

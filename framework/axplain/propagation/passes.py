@@ -16,7 +16,8 @@ from axplain.errors import UncoveredOperation
 from axplain.model import Model, finite_values, output_tensor
 from axplain.problem import Problem
 from axplain.propagation.graph import foreign_nodes
-from axplain.propagation.mode import Following, Recording, RuleSet
+from axplain.propagation.mode import Following, Recording
+from axplain.propagation.rules import RuleSet
 from axplain.propagation.tape import Axes, Reader, Tape, row_axes
 from axplain.structure import Rows, Tensors, map_tensors
 
@@ -81,7 +82,7 @@ class RulePass:
             with mode:
                 yield
         finally:
-            mode.release()
+            mode.marks.release()
         self._nodes.update(mode.nodes)
         if reader is not None:
             reader.finish()
@@ -93,6 +94,7 @@ class RulePass:
             UncoveredOperation: naming them.
         """
         nodes = sorted(set(foreign_nodes(value, leaves, self._nodes)))
+        self._nodes.clear()
         if nodes and self.rules.unknown == "gradient":
             self.notes.update(nodes)
         elif nodes:
@@ -143,7 +145,7 @@ def record(problem: Problem, rows: Rows, rules: RuleSet, notes: set[str], run: R
             else:
                 tape.output = output_tensor(raw)
     finally:
-        mode.release()
+        mode.marks.release()
     if tape.values is not None:
         finite_values(tape.values)
     return tape

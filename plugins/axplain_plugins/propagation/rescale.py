@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from axplain import hookimpl
-from axplain.propagation.mode import Rule
+from axplain.propagation.rules import Rule
 from axplain_plugins.propagation import maxima, normalisations, products, secants
 
 _SECANT = """

@@ -1,0 +1,105 @@
+"""What a rule set is, and the node of the autograd graph whose backward pass is a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.propagation.operations import Operation, replaced, split_rows
+from axplain.propagation.tape import Reader
+
+#: (gradient, the operation on the examples, the one on their references or None) -> one multiplier per dependent input
+Multipliers = Callable[[Tensor, Operation, Operation | None], Sequence[Tensor | None]]
+
+
+@attrs.frozen
+class Rule:
+    """How multipliers go back through one operation.
+
+    `multipliers`: plain tensor code. `run`: gives the output and more that the multipliers will need, where computing
+    it again would cost; it gets the function and the arguments of the call. `by_element`: the code does not care how
+    many dimensions come first, so that references broadcast over the examples that share them instead of being copied.
+    `several`: more than one input may depend on the seat.
+    """
+
+    multipliers: Multipliers
+    run: Callable[..., tuple[Any, ...]] | None = None
+    by_element: bool = False
+    several: bool = False
+
+
+class RuleSet(Protocol):
+    """Backward rules by the name of the operation.
+
+    `references`: whether rules compare with references. `unknown`: what to do without a rule, refuse or take the plain
+    gradient.
+    """
+
+    @property
+    def references(self) -> bool:
+        """Whether the rules need the same operation on the references."""
+        ...
+
+    @property
+    def unknown(self) -> Literal["refuse", "gradient"]:
+        """What happens to an operation that has no rule."""
+        ...
+
+    def rule(self, operation: str) -> Rule | None:
+        """Return the rule of an operation, or None where it has none."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Application:
+    """One operation on the examples and the rule that its backward pass applies. `output` is taken by the graph."""
+
+    rule: Rule
+    template: Operation
+    saved: list[Tensor]
+    reader: Reader | None
+    number: int | None
+    output: list[Tensor]
+
+    def back(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return what the rule gives to each dependent input."""
+        template, count = self.template, len(self.template.places)
+        inputs, output, extras = tuple(self.saved[:count]), self.saved[count], tuple(self.saved[count + 1 :])
+        arguments, keywords = replaced(template.arguments, template.keywords, template.places, inputs)
+        new = attrs.evolve(
+            template, arguments=tuple(arguments), keywords=keywords, inputs=inputs, output=output, extras=extras
+        )
+        if self.reader is None or self.number is None:
+            return tuple(self.rule.multipliers(gradient, new, None))
+        half = gradient.dtype in (torch.float16, torch.bfloat16)
+        shared = self.reader.shared(self.number) if self.rule.by_element and not half else None
+        if shared is None:
+            old = self.reader.tape.operation(self.number, new, self.reader.rows)
+            if half:  # differences of numbers with three digits tell nothing about a slope
+                gradient, new, old = gradient.float(), new.widened(), old.widened()
+            multipliers = self.rule.multipliers(gradient, new, old)
+        else:
+            old = self.reader.tape.broadcast(self.number, new, shared)
+            found = self.rule.multipliers(split_rows(gradient, shared), new.unflatten(shared), old)
+            multipliers = [None if m is None else m.flatten(0, 1) for m in found]
+        return tuple(m if m is None else m.to(x.dtype) for m, x in zip(multipliers, inputs, strict=True))
+
+
+class Ruled(torch.autograd.Function):
+    """A node of the graph whose backward pass is a rule."""
+
+    @staticmethod
+    def forward(ctx: Any, application: Application, *inputs: Tensor) -> Tensor:
+        """Hand out the output that is known already."""
+        ctx.application = application
+        return application.output.pop()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Apply the rule."""
+        with torch.no_grad():
+            return None, *ctx.application.back(gradient)
