@@ -46,11 +46,12 @@ class Ends:
         return clean, baseline.mean(1) if baseline.shape[1] > 1 else baseline[:, 0]
 
 
-def completeness(problem: Problem, engine: Engine, outcome: Outcome) -> dict[str, Tensor]:
-    """Return the residual sum(attributions) - (F(x) - mean F(x')) and that difference: (batch,) each, in float64."""
-    clean, baseline = outcome.ends or _asked(problem, engine, Ends.of(problem, outcome.columns))
-    difference = clean - baseline
-    return {"completeness": total(outcome.attributions) - difference, "difference": difference}
+def with_completeness(problem: Problem, engine: Engine, outcome: Outcome) -> Outcome:
+    """Add the residual sum(attributions) - (F(x) - mean F(x')) and that difference: (batch,) each, in float64."""
+    ends = outcome.ends or _asked(problem, engine, Ends.of(problem, outcome.columns))
+    difference = ends[0] - ends[1]
+    checks = {"completeness": total(outcome.attributions) - difference, "difference": difference}
+    return attrs.evolve(outcome, checks=checks, ends=ends)
 
 
 def _asked(problem: Problem, engine: Engine, ends: Ends) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ def _asked(problem: Problem, engine: Engine, ends: Ends) -> tuple[Tensor, Tensor
     return ends.told(value)
 
 
-def warn_if_drifting(problem: Problem, engine: Engine) -> None:
+def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None:
     """Warn where two passes over the first example differ; rounding by batch size stays below the bound.
 
     The two passes that measured the model are such a pair, where the method itself then took only one.
@@ -69,7 +70,8 @@ def warn_if_drifting(problem: Problem, engine: Engine) -> None:
         before, after = engine.witness
     else:
         pair = problem.take(problem.everyone()[:1].repeat(2))  # batch normalisation in training refuses a single row
-        before = _value(pair, engine) if pair.clean is None else float(pair.clean[0])
+        known = outcome.ends[0] if outcome.ends else pair.clean
+        before = _value(pair, engine) if known is None else float(known[0])
         after = _value(pair, engine)
     dtype = problem.inputs[0].dtype
     loose = 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4

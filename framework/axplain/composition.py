@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain.check import Ends, completeness
+from axplain.check import Ends, with_completeness
 from axplain.discovery import catalog
 from axplain.engine import Engine, Need, out_of_memory
 from axplain.parameters import Call, settle, settle_values
@@ -44,7 +44,7 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     else:
         outcome = _method(call).run(problem, engine, settings)
     if checks and not outcome.checks:
-        outcome = attrs.evolve(outcome, checks=completeness(problem, engine, outcome))
+        outcome = with_completeness(problem, engine, outcome)
     return _post(spec, outcome, call.values)
 
 

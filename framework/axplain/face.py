@@ -143,7 +143,7 @@ def _explain(arguments: dict[str, Any]) -> Explanation:
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
         outcome = run_method(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
         if asked.verify and asked.call.claims_completeness:
-            warn_if_drifting(problem, engine)
+            warn_if_drifting(problem, engine, outcome)
         if callback:
             callback(engine.count.forward, engine.count.forward)  # the plan may have been an upper bound
     explanation = _explanation(asked, problem, outcome, engine, planned.bound, time.perf_counter() - started)

@@ -121,9 +121,9 @@ class PropagationMode(TorchFunctionMode):
             inverse = name.name in _CARRIES_INVERSE and found[0][2] == "inverse"
             return self._outputs(name, result, arguments, "inverse" if inverse else "smooth")
         if rule is not None and "out" not in keywords:
-            if len(found) == 1 or rule.several:
+            if rule.several or (len(found) == 1 and found[0][0] in ((0,), ("input",))):
                 return self._ruled(function, name, arguments, keywords, found, rule)
-            self.uncovered(name.name, "more than one of its arguments depends on x")
+            self.uncovered(name.name, "an argument that it takes as a constant depends on x")
             return self._outputs(name, function(*arguments, **keywords), arguments, "smooth")
         if name.name in OPAQUE:
             with self:

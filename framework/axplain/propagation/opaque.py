@@ -88,6 +88,8 @@ def vector_norm(
     dims = tuple(range(x.ndim)) if dim is None else dim
     if ord == 2:
         return x.square().sum(dims, keepdim).sqrt()
+    if ord == 0:
+        raise UncoveredOperation("model: a norm of order 0 counts elements and has no slope. Use another order.")
     size = x.abs()
     if abs(ord) == math.inf:
         return size.amax(dims, keepdim) if ord > 0 else size.amin(dims, keepdim)

@@ -111,7 +111,9 @@ def _log_sum(gradient: Tensor, new: Operation, old: Operation | None, dim: int |
     slope, total, total_old = _exponentials(new, old, dim)
     change = (total - total_old) / total_old
     near = torch.log1p(change) / change / total_old
-    logs = [torch.logsumexp(operation.inputs[0].to(slope.dtype), dim, keepdim=True) for operation in (new, old)]
+    rows = [operation.inputs[0].to(slope.dtype) for operation in (new, old)]
+    top = torch.maximum(*(row.amax(dim, keepdim=True) for row in rows))
+    logs = [torch.logsumexp(row - top, dim, keepdim=True) for row in rows]  # a shift of both must cost no digits
     far = (logs[0] - logs[1]) / (total - total_old)
     secant = torch.where(change == 0, 1 / total_old, torch.where(change.abs() < 0.5, near, far))
     return gradient * slope * secant
