@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from axplain.errors import SpecError, UnknownMethod, log
+from axplain.errors import SpecError, UnknownMethod, log, near_names
 from axplain.reader import read_spec
 from axplain.specs import GIVES, GROUPS, FromParameter, Spec, Use
 
@@ -68,7 +68,7 @@ class Catalog:
 
 def noun(kind: str) -> str:
     """Return how a sentence names a kind."""
-    return "noise mode" if kind == "noise" else kind
+    return {"noise": "noise mode", "rules": "rule set"}.get(kind, kind)
 
 
 @functools.cache
@@ -162,7 +162,9 @@ def composition_fault(spec: Spec, specs: Mapping[tuple[str, str], Spec]) -> str:
         if use is None or isinstance(use.name, FromParameter):
             continue
         if (kind, use.name) not in specs:
-            return f"there is no {kind} {use.name!r} @ composition.{_KEYS.get(kind, kind)}"
+            near = near_names(use.name, {name for known, name in specs if known == kind})
+            hint = f", did you mean {near}?" if near else ""
+            return f"there is no {noun(kind)} {use.name!r}{hint} @ composition.{_KEYS.get(kind, kind)}"
         found[kind] = specs[kind, use.name]
         extra = use.arguments.keys() - found[kind].parameters.keys()
         if extra:

@@ -12,7 +12,8 @@ from axplain.propagation.operations import differentiable
 #: "inverse": one over something. "cut": a constant that differs from the references'. "lost": computed without a graph.
 Mark = Literal["smooth", "inverse", "cut", "lost"]
 DIFFERS: Final = (
-    "it uses a comparison, a mask, an index or a detached value that differs between the example and its reference"
+    "it uses a comparison, a mask, an index or a detached value that differs between the example and its reference; "
+    "torch's own function (F.leaky_relu, F.relu) or a mask passed as an argument of the model would do"
 )
 LOST: Final = "it uses a value computed under no_grad or inside a custom autograd function"
 _ATTRIBUTE: Final = "_axplain_mark"

@@ -51,6 +51,8 @@ _CARRIES_INVERSE = frozenset(
     }
 )
 
+_IN_TRAINING = "it runs in training mode; call model.eval() (functional dropout also needs training=self.training)"
+
 
 class PropagationMode(TorchFunctionMode):
     """Marks what depends on the seat and sends each operation to its rule, to torch, or to an error."""
@@ -92,7 +94,7 @@ class PropagationMode(TorchFunctionMode):
         name = name_of(function)
         places = [place for place, _, _ in found]
         if in_training(name.name, arguments, keywords):
-            self.uncovered(name.name, "it runs in training mode; call model.eval()")
+            self.uncovered(name.name, _IN_TRAINING)
             return self._outputs(name, function(*arguments, **keywords), arguments, "smooth")
         rule = self.rules.rule(name.name)
         if is_python(function) and (rule is None or name.name not in WHOLE) and function not in self._inside:

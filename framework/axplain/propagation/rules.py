@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from axplain.errors import PluginError
 from axplain.propagation.operations import Operation, replaced, split_rows
 from axplain.propagation.tape import Reader
 
@@ -74,19 +75,27 @@ class Application:
             template, arguments=tuple(arguments), keywords=keywords, inputs=inputs, output=output, extras=extras
         )
         if self.reader is None or self.number is None:
-            return tuple(self.rule.multipliers(gradient, new, None))
+            return self._checked(self.rule.multipliers(gradient, new, None), inputs)
         half = gradient.dtype in (torch.float16, torch.bfloat16)
         shared = self.reader.shared(self.number) if self.rule.by_element and not half else None
         if shared is None:
             old = self.reader.tape.operation(self.number, new, self.reader.rows)
             if half:  # differences of numbers with three digits tell nothing about a slope
                 gradient, new, old = gradient.float(), new.widened(), old.widened()
-            multipliers = self.rule.multipliers(gradient, new, old)
-        else:
-            old = self.reader.tape.broadcast(self.number, new, shared)
-            found = self.rule.multipliers(split_rows(gradient, shared), new.unflatten(shared), old)
-            multipliers = [None if m is None else m.flatten(0, 1) for m in found]
-        return tuple(m if m is None else m.to(x.dtype) for m, x in zip(multipliers, inputs, strict=True))
+            return self._checked(self.rule.multipliers(gradient, new, old), inputs)
+        old = self.reader.tape.broadcast(self.number, new, shared)
+        found = self.rule.multipliers(split_rows(gradient, shared), new.unflatten(shared), old)
+        return tuple(None if m is None else m.flatten(0, 1) for m in self._checked(found, inputs))
+
+    def _checked(self, found: Any, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Return what a rule gave, in the inputs' own types, if it is one multiplier for each of them."""
+        if isinstance(found, Tensor) or not isinstance(found, Sequence) or len(found) != len(inputs):
+            came = f"{len(found)} items" if isinstance(found, tuple | list) else type(found).__name__
+            raise PluginError(
+                f"the rule of {self.template.name!r} returned {came}; expected a tuple with one multiplier, or None, "
+                f"for each of the {len(inputs)} inputs that depend on x"
+            )
+        return tuple(m if m is None else m.to(x.dtype) for m, x in zip(found, inputs, strict=True))
 
 
 class Ruled(torch.autograd.Function):
