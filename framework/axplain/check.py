@@ -48,17 +48,13 @@ class Ends:
 
 def with_completeness(problem: Problem, engine: Engine, outcome: Outcome) -> Outcome:
     """Add the residual sum(attributions) - (F(x) - mean F(x')) and that difference: (batch,) each, in float64."""
-    ends = outcome.ends or _asked(problem, engine, Ends.of(problem, outcome.columns))
+    ends = outcome.ends
+    if ends is None:
+        asked = Ends.of(problem, outcome.columns)
+        ends = asked.told(engine.check_values(problem, asked.rows))
     difference = ends[0] - ends[1]
     checks = {"completeness": total(outcome.attributions) - difference, "difference": difference}
     return attrs.evolve(outcome, checks=checks, ends=ends)
-
-
-def _asked(problem: Problem, engine: Engine, ends: Ends) -> tuple[Tensor, Tensor]:
-    with engine.checking():
-        value = engine.ask(problem, ends.rows.x, ends.rows.index, "value").value
-    assert value is not None, "a value was asked for"
-    return ends.told(value)
 
 
 def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None:
@@ -70,9 +66,10 @@ def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None
         before, after = engine.witness
     else:
         pair = problem.take(problem.everyone()[:1].repeat(2))  # batch normalisation in training refuses a single row
+        rows = Rows(pair.inputs, pair.everyone())
         known = outcome.ends[0] if outcome.ends else pair.clean
-        before = _value(pair, engine) if known is None else float(known[0])
-        after = _value(pair, engine)
+        before = float((engine.check_values(pair, rows) if known is None else known)[0])
+        after = float(engine.check_values(pair, rows)[0])
     dtype = problem.inputs[0].dtype
     loose = 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
     if not math.isclose(before, after, rel_tol=loose, abs_tol=loose):
@@ -80,13 +77,6 @@ def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None
             f"the model is not deterministic: two passes over the same input differ by {abs(before - after):.3g}, so "
             "an explanation explains neither. Call model.eval(), and look for state that the forward pass changes."
         )
-
-
-def _value(problem: Problem, engine: Engine) -> float:
-    with engine.checking():
-        value = engine.ask(problem, problem.inputs, problem.everyone(), "value").value
-    assert value is not None, "a value was asked for"
-    return float(value[0])
 
 
 def _distinct_questions(problem: Problem, references: References, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

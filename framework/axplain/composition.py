@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal
 
 import attrs
@@ -23,7 +23,7 @@ from axplain.propagation.tape import Tape
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Settings
 from axplain.registry import registry
 from axplain.specs import Composition, FromParameter, Spec, Use
-from axplain.structure import Rows, Tensors, map_tensors, rows_by_samples
+from axplain.structure import Rows, Tensors, concatenate, map_tensors, rows_by_samples
 
 POST: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {"abs": torch.abs}
 
@@ -62,8 +62,7 @@ def _over_references(call: Call, problem: Problem, engine: Engine, settings: Set
     count, sums = references.count, _Sums()
     for columns in engine.samples(problem, count, need_of(call)):
         examples = problem.everyone().repeat(len(columns))
-        column = torch.arange(columns.start, columns.stop, device=problem.device).repeat_interleave(problem.batch)
-        pairs = attrs.evolve(problem.take(examples), references=references.take(examples).only(column))
+        pairs = attrs.evolve(problem.take(examples), references=references.paired(columns))
         outcome = _method(call).run(pairs, engine, settings)
         sums.add("attributions", outcome.attributions, len(columns))
         for name, values in outcome.checks.items():
@@ -305,13 +304,9 @@ def _concatenate(blocks: list[Outcome]) -> Outcome:
     errors = [block.standard_errors for block in blocks if block.standard_errors is not None]
     ends = [block.ends for block in blocks if block.ends is not None]
     return Outcome(
-        attributions=_join([block.attributions for block in blocks]),
-        standard_errors=_join(errors) if errors else None,
+        attributions=concatenate([block.attributions for block in blocks]),
+        standard_errors=concatenate(errors) if errors else None,
         checks={name: torch.cat([block.checks[name] for block in blocks]) for name in blocks[0].checks},
         columns=blocks[0].columns,
-        ends=_join(ends) if ends else None,
+        ends=concatenate(ends) if ends else None,
     )
-
-
-def _join(parts: Sequence[Tensors]) -> Any:
-    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))

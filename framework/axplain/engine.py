@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import attrs
@@ -20,7 +20,7 @@ from axplain.propagation.passes import PROBE_ROWS, Comparison, RulePass, Run, re
 from axplain.propagation.rules import RuleSet
 from axplain.propagation.tape import Axes, Tape
 from axplain.protocols import Answers
-from axplain.structure import Rows, Tensors, accumulator, map_tensors
+from axplain.structure import Rows, Tensors, accumulator, concatenate, map_tensors
 
 #: "rules" is a gradient under a rule set: its graph keeps about half as much again
 Need = Literal["value", "gradient", "rules"]
@@ -116,9 +116,7 @@ class Engine:
         """Ask, and return the values at some more rows too, rows of the check: from the same pass where they fit."""
         count = len(riders.index)
         if len(index) + count > self.rows(problem, need):
-            with self.checking():
-                value = self.ask(problem, riders.x, riders.index, "value").value
-            assert value is not None, "a value was asked for"
+            value = self.check_values(problem, riders)
             return self.ask(problem, x, index, need), value
         self.count.check_forward += count
         self.count.forward -= count
@@ -128,6 +126,16 @@ class Engine:
         assert answers.value is not None, "a model always gives a value"
         terms = map_tensors(lambda term: term[:-count], answers.terms) if answers.terms else None
         return Answers(value=answers.value[:-count], terms=terms), answers.value[-count:]
+
+    def check_values(self, problem: Problem, rows: Rows) -> Tensor:
+        """Return the target's values at some rows, which count as rows of the check, not of the method."""
+        before, self._checking = self._checking, True
+        try:
+            value = self.ask(problem, rows.x, rows.index, "value").value
+        finally:
+            self._checking = before
+        assert value is not None, "a value was asked for"
+        return value
 
     @property
     def witness(self) -> tuple[float, float] | None:
@@ -153,15 +161,6 @@ class Engine:
             step = max(self.rows(block, need) // block.batch, 1)  # asked each time: memory may have run out
             yield range(start, min(start + step, count))
             start += step
-
-    @contextmanager
-    def checking(self) -> Iterator[None]:
-        """Count the rows asked inside as rows of the check, not of the method."""
-        before, self._checking = self._checking, True
-        try:
-            yield
-        finally:
-            self._checking = before
 
     def _choose_rows(self, problem: Problem, need: Need) -> int:
         if self.batch_size != "auto":
@@ -284,8 +283,4 @@ def _join(pieces: list[Answers]) -> Answers:
     value = torch.cat([piece.value for piece in pieces if piece.value is not None])
     terms = [piece.terms for piece in pieces if piece.terms is not None]
     ends = [piece.ends for piece in pieces if piece.ends is not None]
-    return Answers(value=value, terms=_concatenate(terms), ends=_concatenate(ends))
-
-
-def _concatenate(parts: Sequence[Tensors]) -> Any:
-    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)) if parts else None
+    return Answers(value=value, terms=concatenate(terms) if terms else None, ends=concatenate(ends) if ends else None)

@@ -30,7 +30,7 @@ from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry
 from axplain.specs import Spec
-from axplain.structure import Tensors, all_finite
+from axplain.structure import Rows, Tensors, all_finite
 from axplain.targets import NeuronTarget, PredictedTarget
 
 P = ParamSpec("P")
@@ -177,8 +177,7 @@ def _aim(asked: Question, engine: Engine) -> Problem:
         return attrs.evolve(asked.problem, target=asked.target)
     predicted = PredictedTarget(torch.zeros(asked.problem.batch, dtype=torch.long, device="cpu"))
     problem = attrs.evolve(asked.problem, target=predicted)
-    with engine.checking():
-        clean = engine.ask(problem, problem.inputs, problem.everyone(), "value").value
+    clean = engine.check_values(problem, Rows(problem.inputs, problem.everyone()))
     return attrs.evolve(problem, target=predicted.resolved(), clean=clean)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import torch
@@ -31,7 +31,8 @@ class Measured:
     values: tuple[float, float] | None
 
 
-_sizes: weakref.WeakKeyDictionary[Any, dict[Any, Measured]] = weakref.WeakKeyDictionary()
+T = TypeVar("T")
+_told: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -45,16 +46,17 @@ def rows_within_budget(bytes_per_row: int, device: torch.device) -> int:
     return min(max(CPU_BUDGET // bytes_per_row, large, 1), CPU_MOST_ROWS)
 
 
-def remembered(model: Any, key: Any, measure: Callable[[], Measured]) -> Measured:
+def remembered(model: Any, key: Any, measure: Callable[[], T]) -> T:
     """Return what `measure` gave for this model and key the first time."""
     try:
         with _lock:
-            known = _sizes.setdefault(model, {})
+            known = _told.setdefault(model, {})
     except TypeError:  # a callable that cannot be weakly referenced is measured each time
         return measure()
     if key not in known:
         known[key] = measure()
-    return known[key]
+    told: T = known[key]
+    return told
 
 
 def saved_bytes(run: Callable[[], Any]) -> tuple[Any, int]:

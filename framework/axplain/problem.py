@@ -40,9 +40,9 @@ class References:
             return self.rows
         return map_tensors(lambda rows: rows[self.index[:, k]], self.rows)
 
-    def only(self, columns: Tensor) -> References:
-        """Return references that keep, for each example, one column: (batch,) column numbers."""
-        return References(self.rows, self.index.gather(1, columns[:, None]))
+    def paired(self, columns: range) -> References:
+        """Return one reference for each pair of column and example, the first column with all examples first."""
+        return References(self.rows, self.index[:, columns.start : columns.stop].T.reshape(-1, 1))
 
 
 @attrs.frozen(eq=False)

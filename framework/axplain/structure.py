@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar, cast
 
 import attrs
 import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+Part = TypeVar("Part", bound=Tensors)
 
 
 @attrs.frozen(eq=False)
@@ -67,6 +68,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def map_tensors(function: Callable[..., Tensor], *groups: Tensors) -> Tensors:
     """Apply a function to the first tensors of each group, then to the second ones, and so on."""
     return tuple(function(*tensors) for tensors in zip(*groups, strict=True))
+
+
+def concatenate(parts: Iterable[Part]) -> Part:
+    """Join the rows of several parts, tensor by tensor."""
+    return cast(Part, tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def rows_by_samples(tensor: Tensor, samples: int) -> Tensor:

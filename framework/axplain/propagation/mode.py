@@ -82,93 +82,95 @@ class PropagationMode(TorchFunctionMode):
         found = [(place, tensor, mark) for place, tensor in flat(args, kwargs) if (mark := self.marks.of(tensor))]
         if not found:
             return func(*args, **kwargs)
-        return self._meet(func, args, kwargs, found)
+        return self._meet(Met(func, name_of(func), args, kwargs, found))
 
-    def _meet(
-        self,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        keywords: Mapping[str, Any],
-        found: list[tuple[Place, Tensor, Mark]],
-    ) -> Any:
-        name = name_of(function)
-        places = [place for place, _, _ in found]
-        if in_training(name.name, arguments, keywords):
-            self.uncovered(name.name, _IN_TRAINING)
-            return self._outputs(name, function(*arguments, **keywords), arguments, "smooth")
-        rule = self.rules.rule(name.name)
-        if is_python(function) and (rule is None or name.name not in WHOLE) and function not in self._inside:
+    def _meet(self, met: Met) -> Any:
+        name, function = met.name.name, met.function
+        if in_training(name, met.arguments, met.keywords):
+            return self._unknown(met, _IN_TRAINING)
+        rule = self.rules.rule(name)
+        if is_python(function) and (rule is None or name not in WHOLE) and function not in self._inside:
             self._inside.append(function)  # Tensor.unflatten calls super().unflatten, which comes back by the same name
             try:
                 with self:
-                    return transparent(function)(*arguments, **keywords)
+                    return transparent(function)(*met.arguments, **met.keywords)
             finally:
                 self._inside.pop()
-        if getattr(function, "__name__", "") == "__set__" and name.name != "data":  # hooks, requires_grad
-            return function(*arguments, **keywords)
-        if name.name in READS:
-            return self._read(name.name, function, arguments, keywords)
-        if name.name in SHAPED or (name.name in LIKE and (0,) not in places):
-            return function(*arguments, **keywords)
-        if keywords.get("rounding_mode") is not None:
-            return self._constants(name.name, no_grad(function, *arguments, **keywords))
-        if any(mark in ("cut", "lost") for _, _, mark in found):
-            return self._meet_cut(function, name, arguments, keywords, found)
-        if name.in_place and arguments and isinstance(arguments[0], Tensor):
-            self._before_writing(arguments[0])
-        if is_linear(name.name, places, arguments, keywords):
-            before = {tensor.grad_fn for _, tensor in flat(arguments, keywords)}
-            result = function(*arguments, **keywords)
-            self._see([*tensors_in(result), *(arguments[:1] if name.in_place else ())], before)
-            inverse = name.name in _CARRIES_INVERSE and found[0][2] == "inverse"
-            return self._outputs(name, result, arguments, "inverse" if inverse else "smooth")
-        if rule is not None and "out" not in keywords:
-            if rule.several or (len(found) == 1 and found[0][0] in ((0,), ("input",))):
-                return self._ruled(function, name, arguments, keywords, found, rule)
-            self.uncovered(name.name, "an argument that it takes as a constant depends on x")
-            return self._outputs(name, function(*arguments, **keywords), arguments, "smooth")
-        if name.name in OPAQUE:
+        if getattr(function, "__name__", "") == "__set__" and name != "data":  # hooks, requires_grad
+            return met.run()
+        if name in READS:
+            return self._read(met)
+        if name in SHAPED or (name in LIKE and (0,) not in met.places):
+            return met.run()
+        if met.keywords.get("rounding_mode") is not None:
+            return self._constants(name, no_grad(met.run))
+        if any(mark in ("cut", "lost") for _, _, mark in met.found):
+            return self._meet_cut(met)
+        if met.written is not None:
+            self._before_writing(met.written)
+        if is_linear(name, met.places, met.arguments, met.keywords):
+            inverse = name in _CARRIES_INVERSE and met.found[0][2] == "inverse"
+            return self._outputs(met, self._linear(met), "inverse" if inverse else "smooth")
+        if rule is not None and "out" not in met.keywords:
+            if rule.several or met.places in ([(0,)], [("input",)]):
+                return self._ruled(met, rule)
+            return self._unknown(met, "an argument that it takes as a constant depends on x")
+        if name in OPAQUE:
             with self:
-                result = OPAQUE[name.name](*arguments, **keywords)
-                return arguments[0].copy_(result) if name.in_place else result
-        return self._unruled(function, name, arguments, keywords)
+                result = OPAQUE[name](*met.arguments, **met.keywords)
+                return result if met.written is None else met.written.copy_(result)
+        return self._unruled(met)
 
-    def _unruled(self, function: Any, name: Name, arguments: Any, keywords: Any) -> Any:
-        if name.name in STEPS and not name.in_place:
-            return self._constants(name.name, no_grad(function, *arguments, **keywords))
-        if name.name in SELECTIONS and not name.in_place:
-            before = {tensor.grad_fn for _, tensor in flat(arguments, keywords)}
-            result = function(*arguments, **keywords)
-            chosen = [t for t in tensors_in(result) if not differentiable(t)]
-            if chosen and self._steer(name.name, tuple(chosen)):
-                self._see(tensors_in(result), before)
-                for tensor in tensors_in(result):
-                    if differentiable(tensor):
-                        self.marks.put(tensor, "smooth")
-                return result
-            self.uncovered(name.name, "it chooses other elements for the example than for its reference")
-            return self._outputs(name, result, arguments, "smooth")
-        if not name.in_place:
-            result = no_grad(function, *arguments, **keywords)
+    def _linear(self, met: Met) -> Any:
+        """Run an operation as it is, and remember which nodes it added to the graph."""
+        before = {tensor.grad_fn for _, tensor in flat(met.arguments, met.keywords)}
+        result = met.run()
+        self._see([*tensors_in(result), *(() if met.written is None else (met.written,))], before)
+        return result
+
+    def _unruled(self, met: Met) -> Any:
+        name = met.name.name
+        if name in STEPS and not met.name.in_place:
+            return self._constants(name, no_grad(met.run))
+        if name in SELECTIONS and not met.name.in_place:
+            return self._selected(met)
+        if not met.name.in_place:
+            result = no_grad(met.run)
             tensors = tensors_in(result)
             if not tensors:
                 return result  # a size, a device, a dtype
             if not any(differentiable(tensor) for tensor in tensors):
-                return self._constants(name.name, result)
-        self.uncovered(name.name)
-        return self._outputs(name, function(*arguments, **keywords), arguments, "smooth")
+                return self._constants(name, result)
+        return self._unknown(met)
 
-    def _outputs(self, name: Name, result: Any, arguments: tuple[Any, ...], mark: Mark) -> Any:
+    def _selected(self, met: Met) -> Any:
+        """Choose elements by their order: linear where the references chose the same."""
+        result = self._linear(met)
+        chosen = tuple(tensor for tensor in tensors_in(result) if not differentiable(tensor))
+        if not chosen or not self._steer(met.name.name, chosen):
+            self.uncovered(met.name.name, "it chooses other elements for the example than for its reference")
+            for tensor in chosen:
+                self.marks.put(tensor, "cut")
+        for tensor in tensors_in(result):
+            if differentiable(tensor):
+                self._mark_result(tensor, "smooth")
+        return result
+
+    def _unknown(self, met: Met, why: str = "it has no rule") -> Any:
+        """Refuse an operation, or take its plain gradient where that was asked for."""
+        self.uncovered(met.name.name, why)
+        return self._outputs(met, met.run(), "smooth")
+
+    def _outputs(self, met: Met, result: Any, mark: Mark) -> Any:
         """Mark what an operation gave, and what it wrote to."""
-        written = arguments[0] if name.in_place and arguments and isinstance(arguments[0], Tensor) else None
-        if written is not None:
-            self.marks.write(written)
+        if met.written is not None:
+            self.marks.write(met.written)
         for tensor in tensors_in(result):
             if not differentiable(tensor):
-                return self._constants(name.name, result)
+                return self._constants(met.name.name, result)
             self._mark_result(tensor, mark)
-        if written is not None:
-            self._mark_result(written, "smooth")
+        if met.written is not None:
+            self._mark_result(met.written, "smooth")
         return result
 
     def _mark_result(self, tensor: Tensor, mark: Mark) -> None:
@@ -184,41 +186,34 @@ class PropagationMode(TorchFunctionMode):
                     self.marks.cut_memory(tensor)
         return result
 
-    def _read(self, name: str, function: Any, arguments: Any, keywords: Any) -> Any:
-        result = function(*arguments, **keywords)
+    def _read(self, met: Met) -> Any:
+        result, name = met.run(), met.name.name
         values = result.tolist() if hasattr(result, "tolist") else result
-        if any(self.marks.of(t) == "cut" for _, t in flat(arguments, keywords)):
+        if any(mark == "cut" for _, _, mark in met.found):
             self.uncovered(name, "it reads values that differ between the example and its reference")
         elif not self._steer(name, (), values):
             self.uncovered(name, "it reads a number that differs between the example and its reference")
         return result
 
-    def _meet_cut(
-        self,
-        function: Any,
-        name: Name,
-        arguments: tuple[Any, ...],
-        keywords: Mapping[str, Any],
-        found: list[tuple[Place, Tensor, Mark]],
-    ) -> Any:
+    def _meet_cut(self, met: Met) -> Any:
         """Let tests of values that were cut off pass; refuse to compute with them."""
-        lost = any(mark == "lost" for _, _, mark in found)
-        result = no_grad(function, *arguments, **keywords) if not name.in_place else None
+        lost = any(mark == "lost" for _, _, mark in met.found)
+        result = no_grad(met.run) if not met.name.in_place else None
         tensors = tensors_in(result)
         if result is not None and not any(differentiable(tensor) for tensor in tensors):
             if lost and tensors:  # the references knew it and wrote it down
-                return self._constants(name.name, result)
+                return self._constants(met.name.name, result)
             for tensor in tensors:
                 self.marks.put(tensor, "cut")
             return result
-        self.uncovered(name.name, LOST if lost else DIFFERS)
-        for _, tensor, mark in found:
+        self.uncovered(met.name.name, LOST if lost else DIFFERS)
+        for _, tensor, mark in met.found:
             if mark in ("cut", "lost"):
                 self.marks.put(tensor, "smooth" if mark == "lost" else None)
         with self:
-            return function(*arguments, **keywords)
+            return met.run()
 
-    def uncovered(self, name: str, why: str = "it has no rule") -> None:
+    def uncovered(self, name: str, why: str) -> None:
         """Refuse an operation, or note it where the plain gradient was asked for.
 
         Raises:
@@ -263,28 +258,19 @@ class PropagationMode(TorchFunctionMode):
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
         """Note, or put into the graph, an operation that has a rule; return its output."""
 
-    def _ruled(
-        self,
-        function: Any,
-        name: Name,
-        arguments: tuple[Any, ...],
-        keywords: Mapping[str, Any],
-        found: list[tuple[Place, Tensor, Mark]],
-        rule: Rule,
-    ) -> Any:
+    def _ruled(self, met: Met, rule: Rule) -> Any:
         """Run an operation that has a rule; one that writes runs on a copy, and then its result is written."""
-        written = arguments[0] if name.in_place else None
-        plain = (lambda first, *more, **named: function(first.clone(), *more, **named)) if name.in_place else function
+        function, written = met.function, met.written
+        plain = function if written is None else lambda first, *more, **named: function(first.clone(), *more, **named)
         if rule.run is None:
-            result, extras = no_grad(plain, *arguments, **keywords), ()
+            result, extras = no_grad(plain, *met.arguments, **met.keywords), ()
         else:
-            result, *extras = no_grad(rule.run, plain, *arguments, **keywords)
+            result, *extras = no_grad(rule.run, plain, *met.arguments, **met.keywords)
         first, *others = tensors_in(result)
-        seen = tuple(tensor.clone() if tensor is written else tensor for _, tensor, _ in found)
-        call = RuledCall(rule, name.name, plain, arguments, keywords, found, seen, first, tuple(extras))
-        output = self._apply(call, _given(name, arguments, found))
+        seen = tuple(tensor.clone() if tensor is written else tensor for _, tensor, _ in met.found)
+        output = self._apply(RuledCall(met, rule, plain, seen, first, tuple(extras)), _given(met))
         for other in others:
-            self._constants(name.name, other)
+            self._constants(met.name.name, other)
         if written is None:
             return type(result)((output, *others)) if others else output
         written.copy_(output)
@@ -295,15 +281,38 @@ class PropagationMode(TorchFunctionMode):
 
 
 @attrs.frozen(eq=False)
-class RuledCall:
-    """One call of an operation with a rule, and what came out, before it enters tape or graph."""
+class Met:
+    """One call of a torch function that the mode met, and which of its tensors depend on the seat: places and marks."""
 
-    rule: Rule
-    name: str
     function: Callable[..., Any]
+    name: Name
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any]
     found: list[tuple[Place, Tensor, Mark]]
+
+    @property
+    def places(self) -> list[Place]:
+        """Where the dependent tensors are among the arguments."""
+        return [place for place, _, _ in self.found]
+
+    @property
+    def written(self) -> Tensor | None:
+        """The tensor that the call writes to."""
+        first = self.arguments[0] if self.name.in_place and self.arguments else None
+        return first if isinstance(first, Tensor) else None
+
+    def run(self) -> Any:
+        """Make the call."""
+        return self.function(*self.arguments, **self.keywords)
+
+
+@attrs.frozen(eq=False)
+class RuledCall:
+    """A call with a rule, and what came out, before it enters tape or graph. `plain` gives it without writing."""
+
+    met: Met
+    rule: Rule
+    plain: Callable[..., Any]
     seen: Tensors
     output: Tensor
     extras: Tensors
@@ -332,7 +341,7 @@ class Recording(PropagationMode):
         self.tape.kept.before_writing(tensor)
 
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
-        self.tape.add(call.name, call.saved)
+        self.tape.add(call.met.name.name, call.saved)
         self.marks.put(call.output, mark)
         return call.output
 
@@ -358,17 +367,18 @@ class Following(PropagationMode):
         self.kept.before_writing(tensor)
 
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
-        number = self.reader.next(call.name, self._where) if self.reader else None
-        places = tuple(place for place, _, _ in call.found)
-        inverses = tuple(mark == "inverse" for _, _, mark in call.found)
+        met, name = call.met, call.met.name.name
+        number = self.reader.next(name, self._where) if self.reader else None
+        places = tuple(met.places)
+        inverses = tuple(mark == "inverse" for _, _, mark in met.found)
         # the inputs leave the arguments, or the graph would hold itself
-        arguments, keywords = replaced(call.arguments, call.keywords, places, (None,) * len(places))
-        template = Operation(
-            call.name, call.function, tuple(arguments), keywords, places, (), call.output.detach(), (), inverses
-        )
+        arguments, keywords = replaced(met.arguments, met.keywords, places, (None,) * len(places))
+        known = call.output.detach()
+        template = Operation(name, call.plain, tuple(arguments), keywords, places, (), known, (), inverses)
         saved = self.kept.keep(call.saved)
         application = Application(call.rule, template, saved, self.reader, number, [call.output])
-        output: Tensor = Ruled.apply(application, *(tensor for _, tensor, _ in call.found))  # type: ignore[no-untyped-call]
+        inputs = (tensor for _, tensor, _ in met.found)
+        output: Tensor = Ruled.apply(application, *inputs)  # type: ignore[no-untyped-call]
         self._mark_result(output, mark)
         return output
 
@@ -378,13 +388,14 @@ class Following(PropagationMode):
         return self._nodes or set()
 
 
-def _given(name: Name, arguments: tuple[Any, ...], found: list[tuple[Place, Tensor, Mark]]) -> Mark:
+def _given(met: Met) -> Mark:
     """Say whether an operation gave one over something: products with it are the divisions that they stand for."""
-    if name.name in ("rsqrt", "reciprocal"):
+    name, arguments = met.name.name, met.arguments
+    if name in ("rsqrt", "reciprocal"):
         return "inverse"
-    if name.name in ("div", "true_divide", "divide") and all(place[0] == 1 for place, _, _ in found):
+    if name in ("div", "true_divide", "divide") and all(place[0] == 1 for place in met.places):
         return "inverse"
-    if name.name == "pow" and len(arguments) > 1 and isinstance(arguments[1], int | float) and arguments[1] < 0:
+    if name == "pow" and len(arguments) > 1 and isinstance(arguments[1], int | float) and arguments[1] < 0:
         return "inverse"
     return "smooth"
 

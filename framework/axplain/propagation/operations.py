@@ -34,7 +34,7 @@ LINEAR: Final = frozenset(
         *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d"),
         *("broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "block_diag"),
         *("upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa"),
-        *("_upsample_bicubic2d_aa", "requires_grad_"),
+        "_upsample_bicubic2d_aa",
     }
 )
 #: Name -> the positional and named arguments that choose or place elements; linear where none of these depends on x.
@@ -181,9 +181,8 @@ def is_linear(name: str, places: list[Place], arguments: tuple[Any, ...], keywor
         if name == "einsum":
             return len(places) == 1
         return sum(head in wanted for head in heads) <= 1
-    if name in DIVISOR:
-        rounding = keywords.get("rounding_mode")
-        return rounding is None and not any(head in DIVISOR[name] for head in heads)
+    if name in DIVISOR:  # rounding makes a step of it, which the mode sees first
+        return not any(head in DIVISOR[name] for head in heads)
     if name in TRAINING_FLAG:
         return name != "rrelu" and heads == [0]
     if name == "instance_norm":

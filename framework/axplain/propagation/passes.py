@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from axplain.errors import UncoveredOperation
+from axplain.memory import remembered
 from axplain.model import Model, finite_values, output_tensor
 from axplain.problem import Problem
 from axplain.propagation.graph import foreign_nodes
@@ -25,9 +24,6 @@ from axplain.structure import Rows, Tensors, map_tensors
 PROBE_ROWS: Final = (1, 2)
 
 Run = Callable[[Tensors, Tensor], Any]
-
-_axes: weakref.WeakKeyDictionary[Any, dict[Any, Axes | None]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
 
 
 class Comparison(Protocol):
@@ -154,16 +150,13 @@ def record(problem: Problem, rows: Rows, rules: RuleSet, notes: set[str], run: R
 def shared_axes(problem: Problem, rules: RuleSet, notes: set[str], run: Run) -> Axes | None:
     """Return where the rows lie on a tape that examples share, or None where they are folded; found once a model."""
     key = (type(rules), rules, tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs), problem.device)
-    try:
-        with _lock:
-            known = _axes.setdefault(problem.model.function, {})
-    except TypeError:  # a callable that cannot be weakly referenced is probed each time
-        known = {}
-    if key not in known:
+
+    def probe() -> Axes | None:
         tapes = []
         for count in PROBE_ROWS:
             first = torch.zeros(count, dtype=torch.long, device=problem.device)
-            rows = Rows(map_tensors(lambda tensor, index=first: tensor[index], problem.inputs), first)
+            rows = Rows(map_tensors(lambda tensor, first=first: tensor[first], problem.inputs), first)
             tapes.append(record(problem, rows, rules, notes, run, paired=True))
-        known[key] = row_axes(tapes[0], tapes[1], PROBE_ROWS)
-    return known[key]
+        return row_axes(tapes[0], tapes[1], PROBE_ROWS)
+
+    return remembered(problem.model.function, key, probe)

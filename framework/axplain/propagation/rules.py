@@ -13,8 +13,9 @@ from axplain.errors import PluginError
 from axplain.propagation.operations import Operation, replaced, split_rows
 from axplain.propagation.tape import Reader
 
-#: (gradient, the operation on the examples, the one on their references or None) -> one multiplier per dependent input
-Multipliers = Callable[[Tensor, Operation, Operation | None], Sequence[Tensor | None]]
+#: (gradient, the operation on the examples, the one on their references) -> one multiplier per dependent input. The
+#: last argument is None for sets that do not compare, so that each set's rules say which of the two they take.
+Multipliers = Callable[[Tensor, Operation, Any], Sequence[Tensor | None]]
 
 
 @attrs.frozen

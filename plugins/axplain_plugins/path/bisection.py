@@ -19,7 +19,7 @@ from torch import Tensor
 from axplain import Engine, hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Outcome
-from axplain.structure import Tensors, accumulator, map_tensors, total, trailing
+from axplain.structure import Tensors, accumulator, concatenate, map_tensors, total, trailing
 
 FIRST_PIECES: Final = 4
 KEPT_BYTES: Final = 256 * 2**20  # gradients are kept until the end, so examples go in blocks that bound them
@@ -35,7 +35,7 @@ class Bisection:
         parts = [self._block(problem.take(index), engine, tolerance) for index in self._blocks(problem)]
         names = ("completeness", "difference")
         return Outcome(
-            attributions=tuple(torch.cat(tensors) for tensors in zip(*(p.attributions for p in parts), strict=True)),
+            attributions=concatenate(part.attributions for part in parts),
             checks={name: torch.cat([part.checks[name] for part in parts]) for name in names},
         )
 

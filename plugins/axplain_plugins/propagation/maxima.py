@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from axplain.propagation.operations import Operation
-from axplain_plugins.propagation.secants import secant
-
-Multipliers = tuple[Tensor | None, ...]
+from axplain_plugins.propagation.secants import Multipliers, secant
 
 
 def attributed(
@@ -33,11 +31,10 @@ def attributed(
     return torch.zeros_like(x).scatter_add_(-1, element, share.mul_(gradient))
 
 
-def pooling(dimensions: int) -> Callable[[Tensor, Operation, Operation | None], Multipliers]:
+def pooling(dimensions: int) -> Callable[[Tensor, Operation, Operation], Multipliers]:
     """Return the rule of max-pooling over the last dimensions."""
 
-    def rule(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
-        assert old is not None, "rescale rules compare"
+    def rule(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
         x = new.inputs[0]
         flat = [tensor.flatten(-dimensions) for tensor in (gradient, new.output, new.extras[0], x)]
         flat_old = [tensor.flatten(-dimensions) for tensor in (old.output, old.extras[0], old.inputs[0])]
@@ -64,12 +61,11 @@ def keep_winners(function: Any, *arguments: Any, **keywords: Any) -> tuple[Any, 
     return result, result[1]
 
 
-def reduction(*, smallest: bool = False) -> Callable[[Tensor, Operation, Operation | None], Multipliers]:
+def reduction(*, smallest: bool = False) -> Callable[[Tensor, Operation, Operation], Multipliers]:
     """Return the rule of `max`, `amax` and their opposites: of one tensor over some dimensions, or of two tensors."""
     sign = -1 if smallest else 1
 
-    def rule(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
-        assert old is not None, "rescale rules compare"
+    def rule(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
         second = new.argument(1, "other") if "dim" not in new.keywords else None
         if isinstance(second, Tensor):
             return larger(smallest=smallest)(gradient, new, old)
@@ -91,13 +87,12 @@ def reduction(*, smallest: bool = False) -> Callable[[Tensor, Operation, Operati
     return rule
 
 
-def larger(*, smallest: bool = False, tie: float = 0.5) -> Callable[[Tensor, Operation, Operation | None], Multipliers]:
+def larger(*, smallest: bool = False, tie: float = 0.5) -> Callable[[Tensor, Operation, Operation], Multipliers]:
     """Return the rule of `maximum(a, b) = b + relu(a - b)` and of its opposite; of a tie the first gets `tie`."""
 
-    def rule(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
-        assert old is not None, "rescale rules compare"
+    def rule(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
         if len(new.inputs) == 1:
-            return _against_constant(gradient, new, old)
+            return secant(gradient, new, old)
         (a, b), (a_old, b_old) = new.inputs, old.inputs
         ahead, ahead_old = (b - a, b_old - a_old) if smallest else (a - b, a_old - b_old)
         step = ahead - ahead_old
@@ -106,9 +101,3 @@ def larger(*, smallest: bool = False, tie: float = 0.5) -> Callable[[Tensor, Ope
         return (gradient * share).sum_to_size(a.shape), (gradient * (1 - share)).sum_to_size(b.shape)
 
     return rule
-
-
-def _against_constant(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
-    (found,) = secant(gradient, new, old)
-    assert found is not None, "an elementwise rule gives one multiplier"
-    return (found.sum_to_size(new.inputs[0].shape),)

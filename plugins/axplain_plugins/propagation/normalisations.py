@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from axplain.propagation.operations import Operation
-from axplain_plugins.propagation.secants import exponential_slope
-
-Multipliers = tuple[Tensor | None, ...]
+from axplain_plugins.propagation.secants import Multipliers, exponential_slope
 
 
 def normalised(
@@ -34,13 +32,13 @@ def normalised(
     return multipliers - multipliers.mean(dims, keepdim=True) if centred else multipliers
 
 
-def layer_norm(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def layer_norm(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the multipliers of layer normalisation."""
     eps = new.argument(4, "eps", 1e-5)
     return _last_dimensions(gradient, new, old, eps, centred=True)
 
 
-def rms_norm(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def rms_norm(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the multipliers of root-mean-square normalisation."""
     eps = new.argument(3, "eps")
     return _last_dimensions(
@@ -48,19 +46,15 @@ def rms_norm(gradient: Tensor, new: Operation, old: Operation | None) -> Multipl
     )
 
 
-def _last_dimensions(
-    gradient: Tensor, new: Operation, old: Operation | None, eps: float, *, centred: bool
-) -> Multipliers:
-    assert old is not None, "rescale rules compare"
+def _last_dimensions(gradient: Tensor, new: Operation, old: Operation, eps: float, *, centred: bool) -> Multipliers:
     dims = tuple(range(-len(new.argument(1, "normalized_shape")), 0))
     weight = new.argument(2, "weight")
     weighted = gradient if weight is None else gradient * weight
     return (normalised(weighted, new.inputs[0], old.inputs[0], dims, eps, centred=centred),)
 
 
-def group_norm(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def group_norm(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the multipliers of group normalisation."""
-    assert old is not None, "rescale rules compare"
     x, groups = new.inputs[0], new.argument(1, "num_groups")
     weighted = _by_channel(gradient, new.argument(2, "weight"))
     folded = [tensor.reshape(len(x), groups, -1) for tensor in (weighted, x, old.inputs[0])]
@@ -69,9 +63,8 @@ def group_norm(gradient: Tensor, new: Operation, old: Operation | None) -> Multi
     )
 
 
-def instance_norm(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def instance_norm(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the multipliers of instance normalisation by the statistics of the input."""
-    assert old is not None, "rescale rules compare"
     weighted = _by_channel(gradient, new.argument(1, "weight"))
     dims = tuple(range(2, gradient.ndim))
     return (normalised(weighted, new.inputs[0], old.inputs[0], dims, new.argument(7, "eps", 1e-5), centred=True),)
@@ -81,22 +74,21 @@ def _by_channel(gradient: Tensor, weight: Tensor | None) -> Tensor:
     return gradient if weight is None else gradient * weight.view(-1, *[1] * (gradient.ndim - 2))
 
 
-def softmax(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def softmax(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return `E / (s + s') (2 g - sum(g (y + y')))`, E the secant of exp and s the sums it is divided by."""
-    assert old is not None, "rescale rules compare"
     dim = new.argument(1, "dim")
     slope, total, total_old = _exponentials(new, old, dim)
     overlap = (gradient * (new.output + old.output)).sum(dim, keepdim=True)
     return (slope / (total + total_old) * (2 * gradient - overlap),)
 
 
-def log_softmax(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def log_softmax(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return `g - sum(g) E L`, the multipliers of x minus its logsumexp."""
     dim = new.argument(1, "dim")
     return (gradient - _log_sum(gradient.sum(dim, keepdim=True), new, old, dim),)
 
 
-def logsumexp(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def logsumexp(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return `g E L`, E the secant of exp and L that of the logarithm of the sum."""
     dim = new.argument(1, "dim")
     if not new.argument(2, "keepdim", False):
@@ -105,15 +97,12 @@ def logsumexp(gradient: Tensor, new: Operation, old: Operation | None) -> Multip
     return (_log_sum(gradient, new, old, dim),)
 
 
-def _log_sum(gradient: Tensor, new: Operation, old: Operation | None, dim: int | tuple[int, ...]) -> Tensor:
+def _log_sum(gradient: Tensor, new: Operation, old: Operation, dim: int | tuple[int, ...]) -> Tensor:
     """Return g E L: the secant of the logarithm is taken of the logarithms where the sums are far apart."""
-    assert old is not None, "rescale rules compare"
     slope, total, total_old = _exponentials(new, old, dim)
     change = (total - total_old) / total_old
     near = torch.log1p(change) / change / total_old
-    rows = [operation.inputs[0].to(slope.dtype) for operation in (new, old)]
-    top = torch.maximum(*(row.amax(dim, keepdim=True) for row in rows))
-    logs = [torch.logsumexp(row - top, dim, keepdim=True) for row in rows]  # a shift of both must cost no digits
+    logs = [torch.logsumexp(row, dim, keepdim=True) for row in _shifted(new, old, dim)]  # sums alone may underflow
     far = (logs[0] - logs[1]) / (total - total_old)
     secant = torch.where(change == 0, 1 / total_old, torch.where(change.abs() < 0.5, near, far))
     return gradient * slope * secant
@@ -121,11 +110,16 @@ def _log_sum(gradient: Tensor, new: Operation, old: Operation | None, dim: int |
 
 def _exponentials(new: Operation, old: Operation, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the secant of exp and the sums of both rows, all divided by the largest exponential of the two."""
-    x, reference = new.inputs[0], old.inputs[0]
-    if new.output.is_floating_point() and new.output.dtype != x.dtype:  # softmax(..., dtype=)
-        x, reference = x.to(new.output.dtype), reference.to(new.output.dtype)
+    x, reference = _shifted(new, old, dim)
+    powers, powers_old = x.exp(), reference.exp()
+    slope = exponential_slope(x, reference, torch.maximum(powers, powers_old))
+    return slope, powers.sum(dim, keepdim=True), powers_old.sum(dim, keepdim=True)
+
+
+def _shifted(new: Operation, old: Operation, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return both rows less the largest element of the two: a shift of both costs no digits."""
+    dtype = new.output.dtype  # softmax(..., dtype=) casts first
+    x, reference = new.inputs[0].to(dtype), old.inputs[0].to(dtype)
     top = torch.maximum(x.amax(dim, keepdim=True), reference.amax(dim, keepdim=True))
     top = torch.where(top == -math.inf, torch.zeros_like(top), top)
-    shifted, shifted_old = (x - top).exp(), (reference - top).exp()
-    slope = exponential_slope(x, reference, torch.maximum(shifted, shifted_old))
-    return slope, shifted.sum(dim, keepdim=True), shifted_old.sum(dim, keepdim=True)
+    return x - top, reference - top

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from axplain.propagation.operations import Operation
+from axplain_plugins.propagation.secants import Multipliers
 
-Multipliers = tuple[Tensor | None, ...]
 
-
-def midpoint(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def midpoint(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the vector-Jacobian product halfway: exact for everything quadratic, d(ab) = mean(a) db + mean(b) da."""
-    assert old is not None, "rescale rules compare"
     if len(new.inputs) > 2:
         return _multilinear(gradient, new, old)
     with torch.enable_grad():
@@ -36,12 +34,11 @@ def _multilinear(gradient: Tensor, new: Operation, old: Operation) -> Multiplier
     return tuple(found)
 
 
-def product(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def product(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the split of an elementwise product; a factor that stands for 1/s is treated as the division by s.
 
     With y = x r and r = 1/s that is `2 r r' / (r + r')` for x and `(y + y') / (r + r')` for r, where r keeps its sign.
     """
-    assert old is not None, "rescale rules compare"
     if new.inverses.count(True) != 1 or len(new.inputs) != 2:
         return midpoint(gradient, new, old)
     place = new.inverses.index(True)
@@ -53,12 +50,11 @@ def product(gradient: Tensor, new: Operation, old: Operation | None) -> Multipli
     return split if place == 1 else split[::-1]
 
 
-def quotient(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def quotient(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the split of y = a / s: `2 / (s + s')` for a and `-(y + y') / (s + s')` for s.
 
     It is the rule of the product a = y s solved for y. Where s changes its sign, it is that of a times 1/s.
     """
-    assert old is not None, "rescale rules compare"
     divisor, divisor_old = _operand(new, 1, "other"), _operand(old, 1, "other")
     dividend, dividend_old = _operand(new, 0, "input"), _operand(old, 0, "input")
     both, same = divisor + divisor_old, divisor.sign() * divisor_old.sign() > 0
@@ -81,9 +77,8 @@ def _operand(operation: Operation, position: int, name: str) -> Tensor:
     )
 
 
-def root_of_quadratic(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def root_of_quadratic(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the split of y = sqrt(q), q quadratic: standard deviations and Euclidean norms."""
-    assert old is not None, "rescale rules compare"
     both = new.output + old.output
     inner = torch.where(both == 0, torch.zeros_like(both), gradient / both)
     with torch.enable_grad():

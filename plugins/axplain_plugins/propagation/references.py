@@ -48,12 +48,11 @@ class EachReferencePlan:
 
     def draw(self, block: Problem, samples: range) -> Points:
         number, examples = len(samples), block.everyone().repeat(len(samples))
-        columns = torch.arange(samples.start, samples.stop, device=block.device).repeat_interleave(block.batch)
         return Points(
             x=map_tensors(lambda tensor: tensor[examples], block.inputs),
             samples=number,
             weight=torch.full((number,), 1 / self.count, dtype=torch.float64, device=block.device),
-            references=block.reference_table().take(examples).only(columns),
+            references=block.reference_table().paired(samples),
         )
 
 

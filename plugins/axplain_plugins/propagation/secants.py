@@ -12,15 +12,13 @@ from axplain.propagation.operations import Operation
 Multipliers = tuple[Tensor | None, ...]
 
 
-def secant(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def secant(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return `g * (f(x) - f(x')) / (x - x')` for functions that change on the scale of one."""
-    assert old is not None, "rescale rules compare"
-    return (gradient * _slope(new, old, 1.0),)
+    return ((gradient * _slope(new, old, 1.0)).sum_to_size(new.inputs[0].shape),)
 
 
-def relative_secant(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def relative_secant(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the same for functions that change on the scale of their argument: logarithms and powers."""
-    assert old is not None, "rescale rules compare"
     slope = _slope(new, old, torch.maximum(new.inputs[0].abs(), old.inputs[0].abs()))
     return ((gradient * slope).sum_to_size(new.inputs[0].shape),)
 
@@ -49,9 +47,8 @@ def derivative(operation: Operation, x: Tensor) -> Tensor:
         return torch.autograd.grad(operation.at(points).sum(), points)[0]
 
 
-def linear_pieces(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def linear_pieces(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the secant of a function whose values are x, -x or constants: no rounding to avoid but 0 / 0."""
-    assert old is not None, "rescale rules compare"
     (x,), (reference,) = new.inputs, old.inputs
     step = x - reference
     slope = (new.output - old.output).div_(step)
@@ -60,9 +57,8 @@ def linear_pieces(gradient: Tensor, new: Operation, old: Operation | None) -> Mu
     return (slope.mul_(gradient).sum_to_size(x.shape),)
 
 
-def exponential(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def exponential(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the secant of exp as `max(e^x, e^x') * (1 - e^-|d|) / |d|`, which neither cancels nor overflows."""
-    assert old is not None, "rescale rules compare"
     return (gradient * exponential_slope(new.inputs[0], old.inputs[0], torch.maximum(new.output, old.output)),)
 
 
@@ -73,35 +69,31 @@ def exponential_slope(x: Tensor, reference: Tensor, larger: Tensor) -> Tensor:
     return larger * torch.where(distance > 0, share, torch.ones_like(share))
 
 
-def square_root(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def square_root(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the secant of the square root, `1 / (y + y')`; 0 where both are 0."""
-    assert old is not None, "rescale rules compare"
     both = new.output + old.output
     return (gradient * torch.where(both == 0, torch.zeros_like(both), 1 / both),)
 
 
-def inverse_square_root(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def inverse_square_root(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the secant of `x^(-1/2)`: `-(y y')^2 / (y + y')`."""
-    assert old is not None, "rescale rules compare"
     return (-gradient * (new.output * old.output).square() / (new.output + old.output),)
 
 
-def reciprocal(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def reciprocal(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the secant of `1 / x`: `-y y'`."""
-    assert old is not None, "rescale rules compare"
     return (-gradient * new.output * old.output,)
 
 
-def square(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def square(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the secant of the square: `x + x'`."""
-    assert old is not None, "rescale rules compare"
     return (gradient * (new.inputs[0] + old.inputs[0]),)
 
 
 _POWERS = {2: square, 0.5: square_root, -0.5: inverse_square_root, -1: reciprocal}
 
 
-def power(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def power(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the secant of a power, of an exponential where the exponent depends on x, or the split of both."""
     if len(new.inputs) > 1:
         return corrected(gradient, new, old)
@@ -112,12 +104,11 @@ def power(gradient: Tensor, new: Operation, old: Operation | None) -> Multiplier
     return (rule or relative_secant)(gradient, new, old)
 
 
-def corrected(gradient: Tensor, new: Operation, old: Operation | None) -> Multipliers:
+def corrected(gradient: Tensor, new: Operation, old: Operation) -> Multipliers:
     """Return the partial derivatives in the middle, corrected element by element until they tell the difference.
 
     For elementwise operations of several inputs: `m_i + r d_i / sum(d^2)` with the residual r of that element alone.
     """
-    assert old is not None, "rescale rules compare"
     shape = new.output.shape
     points = [((a + b) / 2).expand(shape).clone() for a, b in zip(new.inputs, old.inputs, strict=True)]
     steps = [(a - b).expand(shape) for a, b in zip(new.inputs, old.inputs, strict=True)]
