@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axplain.conformance.checking import check
     from axplain.cost import Cost
     from axplain.discovery import Catalog, catalog, describe, methods
     from axplain.door import shared
@@ -46,6 +47,7 @@ _HOMES = {
     "UnknownMethod": "errors",
     "UnsupportedModel": "errors",
     "catalog": "discovery",
+    "check": "conformance.checking",
     "describe": "discovery",
     "distribution": "references",
     "estimate": "face",
@@ -73,6 +75,7 @@ __all__ = [
     "UnknownMethod",
     "UnsupportedModel",
     "catalog",
+    "check",
     "describe",
     "distribution",
     "estimate",

@@ -12,7 +12,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain.check import Ends, with_completeness
 from axplain.discovery import catalog
 from axplain.engine import Engine, Need, out_of_memory
 from axplain.parameters import Call, settle, settle_values
@@ -22,6 +21,7 @@ from axplain.propagation.rules import RuleSet
 from axplain.propagation.tape import Tape
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Settings
 from axplain.registry import registry
+from axplain.residuals import Ends, with_completeness
 from axplain.specs import Composition, FromParameter, Spec, Use
 from axplain.structure import Rows, Tensors, concatenate, map_tensors, rows_by_samples
 

@@ -148,6 +148,8 @@ def _settle(
 
 def composition_fault(spec: Spec, specs: Mapping[tuple[str, str], Spec]) -> str:
     """Say what is wrong between the components that a spec composes; empty where they fit."""
+    if spec.baselines is not None and ("baseline", spec.baselines.name) not in specs:
+        return f"there is no baseline {spec.baselines.name!r} @ baselines"
     composition = spec.composition
     if composition is None:
         return ""

@@ -95,6 +95,8 @@ def question(
     _check_model(adapter, inputs[0].device)
     _check_numbers(inputs, structure)
     key = Key(_seed(seed))
+    if baselines is None and spec.baselines is not None:
+        baselines = {"use": spec.baselines.name, **spec.baselines.resolve(call.innermost.values)}
     problem = Problem(
         model=adapter,
         inputs=inputs,

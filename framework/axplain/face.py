@@ -16,7 +16,6 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import attrs
 import torch
 
-from axplain.check import warn_if_drifting, warn_incomplete
 from axplain.composition import need_of, run_method
 from axplain.cost import Cost, planned_cost
 from axplain.door import Question, question
@@ -29,6 +28,7 @@ from axplain.propagation.passes import refuse_hidden_code
 from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry
+from axplain.residuals import warn_if_drifting, warn_incomplete
 from axplain.specs import Spec
 from axplain.structure import Rows, Tensors, all_finite
 from axplain.targets import NeuronTarget, PredictedTarget

@@ -19,6 +19,7 @@ from axplain.specs import (
     GIVES,
     GROUPS,
     PROVIDES,
+    AxiomFacts,
     Claim,
     Composition,
     CostFormula,
@@ -26,6 +27,7 @@ from axplain.specs import (
     Evaluation,
     FromParameter,
     Parameter,
+    Rate,
     Requires,
     Spec,
     Use,
@@ -101,6 +103,11 @@ def spec_faults(spec: Spec) -> list[str]:
     if not explains:
         given = {"composition": spec.composition, "cost": spec.cost, "axioms": spec.axioms}
         faults += [f"a {spec.kind} has no {name} @ {name}" for name, value in given.items() if value]
+    if (spec.axiom is None) == (spec.kind == "axiom"):
+        faults.append("an axiom, and only an axiom, has a table [axiom] @ axiom")
+    if not explains and (spec.known_failures or spec.baselines):
+        faults.append(f"a {spec.kind} has no known_failures and no baselines @ known_failures")
+    faults += [f"a claim of {claim.id!r} that converges states its rate @ axioms" for claim in _rateless(spec)]
     if spec.provides and spec.kind != "perturbation":
         faults.append("only a perturbation provides @ provides")
     if spec.needs and spec.kind != "aggregation":
@@ -111,6 +118,10 @@ def spec_faults(spec: Spec) -> list[str]:
     known = PROVIDES.union(*GIVES.values())
     faults += [f"{name!r} is none of {', '.join(sorted(known))} @ needs" for name in sorted(spec.needs - known)]
     return faults + _parameter_faults(spec) + _formula_faults(spec) + _reference_faults(spec)
+
+
+def _rateless(spec: Spec) -> list[Claim]:
+    return [claim for claim in spec.axioms if claim.kind == "converges" and claim.rate is None]
 
 
 def _parameter_faults(spec: Spec) -> list[str]:
@@ -144,16 +155,18 @@ def _formula_faults(spec: Spec) -> list[str]:
 
 def _reference_faults(spec: Spec) -> list[str]:
     composition = spec.composition
-    if composition is None:
-        return []
-    uses = {name: getattr(composition, name) for name in ("perturbation", "aggregation", "refinement")}
-    uses["evaluation"] = composition.evaluation.method or composition.evaluation.rules
-    named: list[tuple[str, Any]] = [(f"post.{name}", value) for name, value in composition.post.items()]
+    uses: dict[str, Use | None] = {"baselines": spec.baselines}
+    named: list[tuple[str, Any]] = []
+    if composition is not None:
+        for name in ("perturbation", "aggregation", "refinement"):
+            uses[f"composition.{name}"] = getattr(composition, name)
+        uses["composition.evaluation"] = composition.evaluation.method or composition.evaluation.rules
+        named += [(f"composition.post.{name}", value) for name, value in composition.post.items()]
     for place, use in uses.items():
         if use is not None:
             named += [(place, use.name), *((f"{place}.{key}", value) for key, value in use.arguments.items())]
     return [
-        f"{value.parameter!r} is not a parameter of this spec @ composition.{place}"
+        f"{value.parameter!r} is not a parameter of this spec @ {place}"
         for place, value in named
         if isinstance(value, FromParameter) and value.parameter not in spec.parameters
     ]
@@ -238,6 +251,12 @@ def _strings(container: type) -> Any:
     return hook
 
 
+def _texts(value: Any, _: type) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(type(item) is str for item in value.values()):
+        raise ValueError(f"expected a table of strings, got {value!r}")
+    return value
+
+
 def _post(value: Any, _: type) -> dict[str, Any]:
     if not isinstance(value, dict) or not value.keys() <= {"abs"}:
         raise ValueError(f"expected a table with the key abs, got {value!r}")
@@ -258,8 +277,8 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Parameter).min.type, _bound)
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Spec).seats.type, _seats)
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Composition).post.type, _post)
-    converter.register_structure_hook_func(lambda t: t == Mapping[str, str | float], lambda value, _: dict(value))
-    for class_ in (Spec, Composition, Requires, Determinism, CostFormula, Parameter):
+    converter.register_structure_hook_func(lambda t: t == Mapping[str, str], _texts)
+    for class_ in (Spec, Composition, Requires, Determinism, CostFormula, Parameter, AxiomFacts):
         converter.register_structure_hook(
             class_, make_dict_structure_fn(class_, converter, _cattrs_forbid_extra_keys=True)
         )
@@ -267,10 +286,12 @@ def _converter() -> cattrs.Converter:
         Claim, converter, _cattrs_forbid_extra_keys=True, model_class=override(rename="class")
     )
     converter.register_structure_hook(Claim, renamed)
+    rate = make_dict_structure_fn(Rate, converter, _cattrs_forbid_extra_keys=True, parameter=override(rename="in"))
+    converter.register_structure_hook(Rate, rate)
     return converter
 
 
 _text = _exact(str)
-for _class in (Spec, Composition, Requires, Determinism, CostFormula, Parameter, Claim):
+for _class in (Spec, Composition, Requires, Determinism, CostFormula, Parameter, Claim, Rate, AxiomFacts):
     attrs.resolve_types(_class)
 _CONVERTER = _converter()

@@ -23,6 +23,7 @@ GROUPS: Final[Mapping[str, str]] = MappingProxyType(
         "aggregation": "axplain.aggregations",
         "refinement": "axplain.refinements",
         "rules": "axplain.rules",
+        "axiom": "axplain.axioms",
     }
 )
 
@@ -42,7 +43,7 @@ Post = Literal["abs"]
 Seat = Literal["input", "layer"]
 ClaimKind = Literal["exact", "approximate", "converges", "for_class", "statistical", "inherited", "not_claimed"]
 Condition = Literal["smooth", "piecewise_linear", "stdev_zero"]
-ModelClass = Literal["additive", "linear", "positively_homogeneous"]
+ModelClass = Literal["additive", "linear", "multilinear", "positively_homogeneous", "respelled"]
 
 
 @attrs.frozen
@@ -137,19 +138,45 @@ class CostFormula:
 
 
 @attrs.frozen
+class Rate:
+    """How a gap closes as a parameter grows: like `parameter` to the power of minus `order`."""
+
+    parameter: str
+    order: float
+
+
+@attrs.frozen
 class Claim:
-    """One axiom that the spec claims, or openly does not; read by `verify=` and by the conformance kit."""
+    """One axiom that the spec claims, or openly does not; read by `verify=` and by the conformance kit.
+
+    `tolerance`: over `eps`, of the dtype, and `abs_out`, the size of what is compared. `reason`: why a claim that is
+    expected of the family, or a universal contract, is not made. `limit`: what a noise mode is without noise.
+    """
 
     id: str
     kind: ClaimKind
-    tolerance: str = ""
+    tolerance: Formula | None = None
     when: Condition | None = None
     model_class: ModelClass | None = None
     n_at_least: Mapping[str, int] = attrs.field(factory=dict)
-    rate: Mapping[str, str | float] = attrs.field(factory=dict)
-    same_seed: bool = False
+    rate: Rate | None = None
+    limit: Literal["inner", "square", "zero"] | None = None
+    reason: str = ""
     warn_above: float | None = None
     cure: str = ""
+
+
+@attrs.frozen
+class AxiomFacts:
+    """What the spec of an axiom says: the kinds in which it can be claimed, and the families that have to say so.
+
+    `universal`: a contract that every method keeps without a claim. `asserted`: whether a gap fails the kit, or is
+    reported only.
+    """
+
+    kinds: tuple[str, ...] = ("exact",)
+    universal: bool = False
+    asserted: bool = True
 
 
 @attrs.frozen
@@ -157,7 +184,9 @@ class Spec:
     """The declaration of one plugin.
 
     A method either has a `composition` or is code, found by the entry point of its name; `references` says what such
-    code, or a rule set, takes as baselines. `provides` belongs to perturbations, `needs` to aggregations.
+    code, or a rule set, takes as baselines; `baselines` is what stands for absence where a call does not say.
+    `known_failures` says of axioms that the kit finds broken why they are. `provides` belongs to perturbations, `needs`
+    to aggregations, `axiom` to axioms.
     """
 
     spec: int
@@ -179,6 +208,9 @@ class Spec:
     determinism: Determinism = attrs.field(factory=Determinism)
     cost: CostFormula | None = None
     axioms: tuple[Claim, ...] = ()
+    known_failures: Mapping[str, str] = attrs.field(factory=dict)
+    axiom: AxiomFacts | None = None
+    baselines: Use | None = None
     provides: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
     references: BaselineKind = "none"
@@ -186,8 +218,9 @@ class Spec:
     distribution: str = attrs.field(default="", eq=False)
 
     def claim(self, axiom: str) -> Claim | None:
-        """Return the first claim of that axiom, or None where it is absent or `not_claimed`."""
-        return next((claim for claim in self.axioms if claim.id == axiom and claim.kind != "not_claimed"), None)
+        """Return the first claim of that axiom that is made for models of every class; None where there is none."""
+        silent = ("not_claimed", "for_class")
+        return next((claim for claim in self.axioms if claim.id == axiom and claim.kind not in silent), None)
 
     @property
     def baseline(self) -> BaselineKind:

@@ -152,7 +152,7 @@ RARE: dict[str, Any] = {
     "cost": {"forward_rows": "batch * 3", "backward_rows": "0", "bound": "upper"},
     "axioms": [
         {"id": "symmetry", "kind": "for_class", "class": "additive"},
-        {"id": "dummy", "kind": "statistical", "same_seed": True},
+        {"id": "dummy", "kind": "not_claimed", "reason": "it counts them"},
     ],
 }
 
@@ -168,7 +168,7 @@ def test_show_has_words_for_what_only_others_declare() -> None:
         "nondeterministic, even for an equal seed: it asks a coin",
         "forward at most batch * 3 rows",
         "symmetry for class, for additive models",
-        "dummy statistical, for an equal seed",
+        "dummy not claimed: it counts them",
         "also called seldom",
         "from a file of yours: rare.toml, version 3.1",
     ):

@@ -1,4 +1,7 @@
-"""The command line: list, show, explain, doctor. Only `explain` and `doctor --load` import torch or a plugin."""
+"""The command line: list, show, explain, doctor. Only `explain` and `doctor --load` import torch or a plugin.
+
+`check` and `new-method` are in `axplain.cli.conformance`.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import attrs
 import click
 
 from axplain.formula import Formula
-from axplain.specs import Claim, Composition, CostFormula, Evaluation, FromParameter, Parameter, Spec, Use
+from axplain.specs import Claim, Composition, CostFormula, Evaluation, FromParameter, Parameter, Rate, Spec, Use
 
 #: kinds that `explain` runs
 EXPLAINS = ("method", "noise")
@@ -74,6 +74,8 @@ def spec_page(spec: Spec, width: int) -> Iterator[str]:
         "Gives": list(_gives(spec)),
         "Costs": list(_costs(spec.cost)),
         "Axioms": [(claim.id, _claim(claim)) for claim in spec.axioms],
+        "Known failures": list(spec.known_failures.items()),
+        "Claims": list(_claimable(spec)),
         "Composed of": list(_parts(spec.composition)),
         "Source": list(_source(spec)),
         "Use": list(_usage(spec)),
@@ -112,7 +114,8 @@ def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
     if inner:
         yield "baselines", f"what the method {' or '.join(inner)} takes"
     elif spec.kind == "method":
-        yield "baselines", _BASELINES[spec.baseline]
+        default = f"; by default {value_text(spec.baselines)}" if spec.baselines else ""
+        yield "baselines", _BASELINES[spec.baseline] + default
     if spec.kind in EXPLAINS:
         yield "inputs", f"tensors of {spec.requires.input_dtype} type"
     if spec.needs:
@@ -150,16 +153,28 @@ def _costs(cost: CostFormula | None) -> Iterator[tuple[str, str]]:
 
 def _claim(claim: Claim) -> str:
     words = [claim.kind.replace("_", " ")]
-    words += [f"within {claim.tolerance}"] if claim.tolerance else []
-    words += [f"{name} {value_text(value)}" for name, value in claim.rate.items()]
+    words += [f"within {claim.tolerance.text}"] if claim.tolerance else []
+    words += [f"order {claim.rate.order:g} in {claim.rate.parameter}"] if claim.rate else []
     words += [f"when {claim.when.replace('_', ' ')}"] if claim.when else []
     words += [f"for {claim.model_class.replace('_', ' ')} models"] if claim.model_class else []
     words += [f"from {name} = {least}" for name, least in claim.n_at_least.items()]
-    words += ["for an equal seed"] if claim.same_seed else []
-    text = ", ".join(words)
+    words += [f"limit {claim.limit}"] if claim.limit else []
+    text = ", ".join(words) + (f": {claim.reason}" if claim.reason else "")
     if claim.warn_above is not None:
         text += f"\nwarns above {value_text(claim.warn_above)} of |F(x) - F(x')|: {claim.cure}".rstrip(": ")
     return text
+
+
+def _claimable(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Say how an axiom can be claimed, and whether it has to be."""
+    facts = spec.axiom
+    if facts is None:
+        return
+    yield "kinds", ", ".join(kind.replace("_", " ") for kind in facts.kinds)
+    if facts.universal:
+        yield "universal", "a contract: every method keeps it, none declares it"
+    if not facts.asserted:
+        yield "asserted", "no: it is measured and reported"
 
 
 def _parts(composition: Composition | None) -> Iterator[tuple[str, str]]:
@@ -206,6 +221,9 @@ def value_text(value: Any) -> str:
     """Return a value as a spec writes it."""
     if isinstance(value, FromParameter):
         return value.parameter
+    if isinstance(value, Use):
+        arguments = ", ".join(f"{name} = {value_text(item)}" for name, item in value.arguments.items())
+        return value_text(value.name) + (f" ({arguments})" if arguments else "")
     if isinstance(value, Formula):
         return value.text
     if isinstance(value, bool):
@@ -237,7 +255,7 @@ def document(value: Any) -> Any:
         case tuple():
             return [document(item) for item in value]
         case _ if attrs.has(type(value)):
-            renamed = {"model_class": "class"}
+            renamed = {"model_class": "class"} | ({"parameter": "in"} if isinstance(value, Rate) else {})
             fields = {renamed.get(f.name, f.name): getattr(value, f.name) for f in attrs.fields(type(value))}
             return {name: document(item) for name, item in fields.items() if item is not None}
         case _:

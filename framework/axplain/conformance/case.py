@@ -1,0 +1,301 @@
+"""One case of one axiom: a method, a model, an input; what checks ask of them, and what they return."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.conformance.networks import KINDS, Kind, Recipe
+from axplain.conformance.subject import Subject
+from axplain.problem import References
+from axplain.randomness import Key
+from axplain.references import Distribution, distribution, resolve_references
+from axplain.specs import Claim
+from axplain.structure import Structure, Tensors, structure_of, total
+
+Form = Literal["zeros", "number", "one", "each", "set"]
+#: an argument of `Case.explain` that was not given
+KEEP: Final = object()
+SEED: Final = 5
+
+
+class Violation(AssertionError):  # noqa: N818 - the name is the finding
+    """An axiom or contract does not hold in a case; the message says by how much, and of what."""
+
+
+class NotApplicable(Exception):  # noqa: N818 - no fault of anybody
+    """A check has nothing to say of this method or model; the message says why."""
+
+
+@attrs.frozen(eq=False)
+class Gap:
+    """How far an answer is from what an axiom demands.
+
+    `error`: (n,) absolute deviations. `scale`: (n,) the size of what is compared. `tolerance`: (n,) where the check
+    itself knows it; otherwise the claim says what is allowed.
+    """
+
+    error: Tensor
+    scale: Tensor
+    about: str
+    tolerance: Tensor | None = None
+
+    @classmethod
+    def between(cls, got: Tensors | Tensor, expected: Tensors | Tensor, about: str, within: float | None = None) -> Gap:
+        """Compare element by element; `within`: allowed, as a fraction of the largest expected magnitude."""
+        left, right = _flat(got), _flat(expected)
+        if left.shape != right.shape:
+            raise Violation(f"{about}: the shape {tuple(left.shape)} came, {tuple(right.shape)} was expected")
+        scale = right.abs().amax().expand_as(right) if right.numel() else right
+        tolerance = None if within is None else within * scale
+        return cls((left - right).abs(), scale, about, tolerance)
+
+    @property
+    def worst(self) -> float:
+        """The largest deviation."""
+        return float(self.error.max()) if self.error.numel() else 0.0
+
+
+def _flat(tensors: Tensors | Tensor) -> Tensor:
+    parts = (tensors,) if isinstance(tensors, Tensor) else tensors
+    return torch.cat([part.detach().double().reshape(-1) for part in parts])
+
+
+@attrs.frozen
+class Axiom:
+    """What an axiom's plugin makes: a check, and the cases it is asked of.
+
+    `check`: returns a `Gap`, or None; raises `Violation`, or `NotApplicable`. `models`, `baselines`, `batch`: what its
+    cases are drawn from. `wraps`: the check explains functions made from the model, one example at a time. `own`:
+    whether a user's own model can be asked.
+    """
+
+    check: Callable[[Case], Gap | None]
+    models: tuple[Kind, ...] = KINDS
+    baselines: tuple[Form, ...] = ("zeros", "number", "one", "each", "set")
+    batch: tuple[int, int] = (1, 4)
+    features: tuple[int, int] = (2, 6)
+    wraps: bool = False
+    own: bool = True
+
+
+@attrs.frozen
+class Question:
+    """One drawn case as a recipe: its repr is the counter-example, and `case` builds it."""
+
+    model: Recipe
+    batch: int = 1
+    baselines: Form = "zeros"
+    target: int = 0
+    seed: int = 0
+
+    def case(self, subject: Subject, claim: Claim | None = None) -> Case:
+        """Return the case for a method; the same question gives the same numbers."""
+        generator = torch.Generator("cpu").manual_seed(1000 + self.seed)
+        x = tuple(_normal(generator, self.batch, *shape) for shape in self.model.shapes)
+        return Case(
+            subject=subject,
+            claim=claim,
+            model=self.model.build(),
+            x=x if len(x) > 1 else x[0],
+            target=self.target % self.model.outputs,
+            baselines=self._baselines(generator, subject) if subject.baseline != "none" else None,
+            recipe=self.model,
+            seed=self.seed,
+        )
+
+    def _baselines(self, generator: torch.Generator, subject: Subject) -> Any:
+        rows = {"one": 1, "each": self.batch, "set": 3}.get(self.baselines)
+        if rows is None:
+            return 0.3 if self.baselines == "number" else 0.0
+        drawn = tuple(0.5 * _normal(generator, rows, *shape) for shape in self.model.shapes)
+        packed = drawn if len(drawn) > 1 else drawn[0]
+        return distribution(packed) if self.baselines == "set" else packed
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """A method asked about a model at an input: everything a check may use.
+
+    `extra`: further arguments of `explain`. `recipe`: what the model was made from; None for a user's own.
+    """
+
+    subject: Subject
+    claim: Claim | None
+    model: Callable[..., Any]
+    x: Any
+    target: Any = 0
+    baselines: Any = None
+    extra: Mapping[str, Any] = attrs.field(factory=dict)
+    recipe: Recipe | None = None
+    seed: int = 0
+
+    @property
+    def structure(self) -> Structure:
+        """How the inputs are put together."""
+        structure = structure_of(self.x)
+        if structure is None:
+            raise NotApplicable("x is neither a tensor, a tuple of tensors nor a dict of them")
+        return structure
+
+    @property
+    def inputs(self) -> Tensors:
+        """The inputs as a flat tuple."""
+        return self.structure.unpack(self.x)
+
+    def explain(self, model: Any = None, x: Any = KEEP, **changed: Any) -> Any:
+        """Explain, by default what the case is about; unchecked, with one seed."""
+        return self.heard(model, x, **changed)[0]
+
+    def heard(self, model: Any = None, x: Any = KEEP, **changed: Any) -> tuple[Any, list[str]]:
+        """Explain, and return the answer with the warnings that were given."""
+        arguments = {"verify": False, "seed": SEED, "target": self.target, "baselines": self.baselines, **self.extra}
+        arguments |= {**self.subject.parameters, **changed}
+        if self.subject.baseline == "none":
+            del arguments["baselines"]
+        lacking = self.subject.lacks & changed.keys()
+        if lacking:
+            raise NotApplicable(f"it takes no {', '.join(sorted(lacking))}")
+        arguments = {name: value for name, value in arguments.items() if name not in self.subject.lacks}
+        model, x = self.model if model is None else model, self.x if x is KEEP else x
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            answer = self.subject.explain(model, x, self.subject.spec, **arguments)
+        return answer, [str(warning.message) for warning in caught]
+
+    def attributions(self, model: Any = None, x: Any = KEEP, **more: Any) -> Tensors:
+        """Return the attributions as a flat tuple, (batch, ...) each."""
+        x = self.x if x is KEEP else x
+        answer = self.explain(model, x, **more).attributions
+        structure = structure_of(x)
+        assert structure is not None
+        return structure.unpack(answer)
+
+    @property
+    def absent(self) -> Tensors:
+        """The references of the only example: (k, ...) for each input."""
+        return tuple(torch.cat(rows) for rows in zip(*self.references(), strict=True))
+
+    def attributions_of(
+        self, function: Callable[..., Tensor], inputs: Tensors | None = None, absent: Tensors | None = None, **more: Any
+    ) -> Tensors:
+        """Return the attributions of a scalar function of the inputs, one example's, against its own references."""
+        inputs = self.inputs if inputs is None else inputs
+        absent = self.absent if absent is None else absent
+        is_set = len(absent[0]) > 1 or self.subject.baseline == "reference_set"
+        plain = attrs.evolve(
+            self, x=inputs, extra={}, target=None, baselines=distribution(absent) if is_set else absent
+        )
+        return plain.attributions(function, **more)
+
+    def output(self, *inputs: Tensor) -> Any:
+        """Return what the model says at some rows, with the further arguments of the case."""
+        arguments = self.extra.get("additional_forward_args", ())
+        arguments = arguments if isinstance(arguments, tuple) else (arguments,)
+        named = dict(self.extra.get("forward_kwargs", {}))
+        if self.structure.kind == "dict":
+            return self.model(*arguments, **dict(zip(self.structure.names, inputs, strict=True)), **named)
+        return self.model(*inputs, *arguments, **named)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """Return the target's value at some rows, (rows,), by the model alone."""
+        return _selected(self.output(*inputs), self.target)
+
+    def example(self, i: int) -> Case:
+        """Return the case about one of its examples; everything that has a row for each example follows."""
+        batch = len(self.inputs[0])
+        x = self.structure.pack([tensor[i : i + 1] for tensor in self.inputs])
+        is_set = self.subject.baseline == "reference_set" or isinstance(self.baselines, Distribution)
+        return attrs.evolve(
+            self,
+            x=x,
+            target=_row(self.target, i, batch),
+            baselines=self.baselines if is_set else _row(self.baselines, i, batch),
+            extra={name: _row(value, i, batch) for name, value in self.extra.items()},
+            seed=self.seed + i,
+        )
+
+    def references(self) -> list[Tensors]:
+        """Return the references of every example, one (batch, ...) tuple for each; zeros where none are taken."""
+        kind = "reference" if self.subject.baseline == "none" else self.subject.baseline
+        table = resolve_references(
+            0.0 if self.baselines is None else self.baselines,
+            kind,  # type: ignore[arg-type]
+            self.x,
+            self.inputs,
+            self.structure,
+            Key(SEED).at("baselines"),
+            self.subject.spec.name,
+        )
+        assert isinstance(table, References)
+        return [tuple(rows[table.index[:, k]] for rows in table.rows) for k in range(table.count)]
+
+    def difference(self) -> tuple[Tensor, Tensor]:
+        """Return F(x) - mean F(x') and the larger of the two magnitudes: (batch,) each."""
+        with torch.no_grad():
+            clean = self.value(*self.inputs).double()
+            absent = torch.stack([self.value(*rows).double() for rows in self.references()]).mean(0)
+        return clean - absent, torch.maximum(clean.abs(), absent.abs())
+
+    def estimates(self, runs: int, **changed: Any) -> Tensor:
+        """Return the answers to the same question with independent seeds: (runs, elements), in float64."""
+        answers = [self.attributions(seed=100 + run, **changed) for run in range(runs)]
+        return torch.stack([_flat(answer) for answer in answers])
+
+    def summed(self, attributions: Tensors) -> Tensor:
+        """Return the sum of each example's attributions: (batch,), in float64."""
+        return total(attributions)
+
+    def numbers(self, *shape: int) -> Tensor:
+        """Return numbers that belong to the case, standard normal, the same each time."""
+        generator = torch.Generator("cpu").manual_seed(2000 + self.seed)
+        like = self.inputs[0]
+        return _normal(generator, *shape).to(like.device, like.dtype if like.is_floating_point() else torch.float32)
+
+    def whole(self, count: int) -> int:
+        """Return a whole number below `count` that belongs to the case."""
+        return self.seed % count
+
+
+def _row(value: Any, i: int, batch: int) -> Any:
+    """Return the i-th row of what has one for each example, also inside tuples and dicts; anything else as it is."""
+    match value:
+        case Tensor() if value.ndim and len(value) == batch:
+            return value[i : i + 1]
+        case list() if len(value) == batch:
+            return value[i : i + 1]
+        case tuple():
+            return tuple(_row(item, i, batch) for item in value)
+        case dict():
+            return {name: _row(item, i, batch) for name, item in value.items()}
+    return value
+
+
+def _selected(output: Any, target: Any) -> Tensor:
+    """Return one scalar for each row of an output."""
+    if callable(target) and not isinstance(target, Tensor):
+        return target(output)  # type: ignore[no-any-return]
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise NotApplicable("the output is no tensor: give a callable target")
+    if target is None:
+        if output[0].numel() > 1:
+            raise NotApplicable("the predicted class changes with the input: give a target")
+        return output.reshape(len(output))
+    if isinstance(target, int):
+        return output[:, target]
+    if isinstance(target, tuple):
+        return output[(slice(None), *target)]
+    if isinstance(target, list | Tensor) and len(target) == len(output):
+        index = torch.as_tensor(target, device=output.device).reshape(len(output))
+        return output[torch.arange(len(output), device=output.device), index]
+    raise NotApplicable(f"the kit reads targets that are an index, a tuple or a callable, not {type(target).__name__}")

@@ -1,0 +1,208 @@
+"""Runs pairs of a method and an axiom: draws cases, shrinks a counter-example, keeps the time, makes the record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import attrs
+import torch
+from hypothesis import HealthCheck, Phase, Verbosity, assume, given, settings
+from hypothesis.errors import Flaky, Unsatisfiable
+
+from axplain.conformance import strategies
+from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Question, Violation
+from axplain.conformance.claims import EXPLAINS, Pair
+from axplain.conformance.judgement import judge, judge_rate
+from axplain.conformance.limits import TooLong, limited
+from axplain.conformance.report import Record
+from axplain.conformance.subject import Subject, inner_parameter
+from axplain.discovery import catalog, describe
+from axplain.errors import AxplainError
+from axplain.registry import registry
+from axplain.specs import Claim
+
+#: cases that a rate is measured over; fewer let correct code fail by chance
+RATE_CASES = 64
+
+
+@attrs.frozen
+class Effort:
+    """How much work a check may be: drawn cases per claim and per contract, and seconds per pair.
+
+    `random`: draw other cases in every run; otherwise they are the same each time.
+    """
+
+    examples: int = 20
+    contracts: int = 5
+    seconds: float = 60.0
+    random: bool = False
+
+
+@attrs.define
+class Tally:
+    """What the cases of one pair have shown so far."""
+
+    cases: int = 0
+    used: float = 0.0
+    gap: float = 0.0
+    last: Any = None
+    silent: str = ""
+
+
+def run(pair: Pair, effort: Effort, subject: Subject | None = None) -> Record:
+    """Check one pair on drawn cases and return its record; nothing that a plugin does comes through as an exception."""
+    return record_of(pair, effort, lambda axiom, tally: _search(pair, axiom, subject, effort, tally))
+
+
+def record_of(pair: Pair, effort: Effort, body: Callable[[Axiom, Tally], None]) -> Record:
+    """Return the record of whatever a body of checks does, raises or takes too long for."""
+    record = Record(pair.method, pair.distribution, pair.axiom, pair.kind, "pass")
+    if pair.fault:
+        return attrs.evolve(record, outcome="fail", reason=pair.fault)
+    if not pair.runs:
+        return attrs.evolve(record, outcome="skip", reason=pair.waived)
+    started, tally, failure = time.perf_counter(), Tally(), ""
+    try:
+        with limited(effort.seconds):
+            body(_axiom(pair.axiom), tally)
+    except TooLong:
+        failure = f"it ran for more than {effort.seconds:g} s" + _within(tally)
+    except NotApplicable as nothing:
+        record = attrs.evolve(record, outcome="skip", reason=str(nothing))
+    except Violation as violation:
+        failure = str(violation)
+    except Exception as error:
+        failure = _cause(error)
+    seconds = time.perf_counter() - started
+    record = attrs.evolve(record, cases=tally.cases, used=tally.used, gap=tally.gap, seconds=seconds)
+    return _concluded(record, pair, failure, tally)
+
+
+def _concluded(record: Record, pair: Pair, failure: str, tally: Tally) -> Record:
+    """Say what the outcome is, given what failed and what was expected to."""
+    if failure:
+        found = attrs.evolve(
+            record, outcome="fail", reason=failure, counterexample=repr(tally.last) if tally.last else ""
+        )
+        return attrs.evolve(found, outcome="known failure", reason=f"{pair.known}: {failure}") if pair.known else found
+    if pair.known and record.outcome == "pass":
+        return attrs.evolve(
+            record, outcome="fail", reason=f"known_failures says {pair.known!r}, and it holds: delete it"
+        )
+    facts = describe(pair.axiom, "axiom").axiom
+    if record.outcome == "pass" and facts is not None and not facts.asserted:
+        return attrs.evolve(record, outcome="reported", reason=f"{tally.gap:.2f} at most")
+    return record
+
+
+def _within(tally: Tally) -> str:
+    return f", in case {tally.cases + 1}" if tally.cases else ", before it finished one case"
+
+
+def _cause(error: Exception) -> str:
+    """Say what went wrong in other people's code: our own errors say it already."""
+    if isinstance(error, Flaky):
+        return "the same case fails and passes: it depends on something besides its arguments and its seed"
+    name = "" if isinstance(error, AxplainError) else f"{type(error).__name__}: "
+    return f"{name}{error}".strip().replace("\n", " ")[:600]
+
+
+def _axiom(name: str) -> Axiom:
+    axiom: Axiom = registry().build(describe(name, "axiom"), {})
+    return axiom
+
+
+def _search(pair: Pair, axiom: Axiom, subject: Subject | None, effort: Effort, tally: Tally) -> None:
+    """Ask the cases of a pair; those of an inherited claim once for each inner method that makes it."""
+    claim, subject = pair.claim, subject or Subject.of(pair.method)
+    if claim is None:
+        _draw(axiom, subject.quick(), None, effort.contracts, effort, tally)
+    elif claim.kind == "inherited":
+        inner = list(_heirs(subject, claim))
+        if not inner:
+            raise NotApplicable("no installed method claims it, that could be inside")
+        for each, inherited in inner:
+            _draw(axiom, each.claiming(claim), inherited, max(effort.examples // 4, 2), effort, tally)
+    else:
+        _claimed(axiom, subject, claim, effort, tally)
+
+
+def _heirs(subject: Subject, claim: Claim) -> Iterator[tuple[Subject, Claim]]:
+    """Yield a lift around every method that claims its axiom, with that method's own claim."""
+    parameter = inner_parameter(subject.spec)
+    if parameter is None:
+        raise NotApplicable("it inherits the axiom from no parameter")
+    for spec in catalog().specs.values():
+        own = spec.claim(claim.id) if spec.kind in EXPLAINS and inner_parameter(spec) is None else None
+        if own is not None and own.kind in ("exact", "approximate", "for_class"):
+            inner = {"use": spec.name, **Subject.of(spec).quick().parameters, **own.n_at_least}
+            yield subject.quick().evolve(**{parameter: inner}), own
+
+
+def _claimed(axiom: Axiom, subject: Subject, claim: Claim, effort: Effort, tally: Tally) -> None:
+    if claim.kind == "converges":
+        if claim.rate is None:
+            raise Violation("the claim states no rate")
+        questions = strategies.fixed_questions(axiom, claim, subject.baseline, RATE_CASES)
+        cases = [partial(_case_with, question, subject, claim) for question in questions]
+        tally.used = judge_rate(axiom.check, cases, claim.rate)
+        tally.cases = len(cases)
+    else:
+        _draw(axiom, subject.quick().claiming(claim), claim, effort.examples, effort, tally)
+
+
+def _case_with(question: Question, subject: Subject, claim: Claim, **parameters: Any) -> Case:
+    return question.case(subject.evolve(**parameters), claim)
+
+
+def _draw(axiom: Axiom, subject: Subject, claim: Claim | None, examples: int, effort: Effort, tally: Tally) -> None:
+    """Ask drawn cases; the first that fails is shrunk, and is the last that the tally knows."""
+    questions = strategies.questions(axiom, claim, subject.baseline)
+    if questions is None:
+        raise NotApplicable("the axiom is asked of no model of the claim's class")
+
+    @settings(
+        max_examples=examples,
+        derandomize=not effort.random,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        verbosity=Verbosity.quiet,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(questions)
+    def probe(question: Question) -> None:
+        try:
+            ask(axiom.check, question.case(subject, claim), tally, question)
+        except NotApplicable as nothing:
+            tally.silent = str(nothing)
+            assume(False)
+
+    with suppress(Unsatisfiable):
+        probe()
+    if not tally.cases:
+        raise NotApplicable(tally.silent or "no case could be drawn")
+
+
+def ask(check: Callable[[Case], Gap | None], case: Case, tally: Tally, label: Any) -> None:
+    """Ask one case and add what it shows to the tally.
+
+    Raises:
+        Violation: the axiom does not hold in it.
+    """
+    tally.last = label
+    gap = check(case)
+    tally.cases += 1
+    tally.gap = max(tally.gap, gap.worst if gap is not None else 0.0)
+    tally.used = max(tally.used, judge(gap, case.claim, eps_of(case)))
+    tally.last = None
+
+
+def eps_of(case: Case) -> float:
+    """Return the rounding of the coarsest input."""
+    return max((torch.finfo(x.dtype).eps for x in case.inputs if x.is_floating_point()), default=1e-7)

@@ -1,0 +1,122 @@
+"""Hypothesis strategies: small models, inputs, baselines, targets, masks, and whole questions.
+
+Everything drawn is a recipe of small numbers, so it shrinks well and its repr builds it again. `questions` is what the
+kit itself draws from; the others are for tests of one's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from axplain.conformance.case import Axiom, Form, Question
+from axplain.conformance.networks import KINDS, Kind, Recipe, kinds_with
+from axplain.errors import MissingExtra
+from axplain.specs import Claim
+
+try:
+    from hypothesis import strategies as st
+    from hypothesis.strategies import SearchStrategy
+except ImportError as error:
+    raise MissingExtra("the conformance kit", "conformance") from error
+
+MOST_SEEDS = 2**10
+_CONDITIONS = ("smooth", "piecewise_linear")
+
+
+def models(
+    *kinds: Kind, features: tuple[int, int] = (2, 6), outputs: tuple[int, int] = (1, 3)
+) -> SearchStrategy[Recipe]:
+    """Return recipes of small float64 models; `build()` makes one. Without kinds: all of them."""
+    return st.builds(
+        Recipe,
+        kind=st.sampled_from(kinds or KINDS),
+        features=st.integers(*features),
+        outputs=st.integers(*outputs),
+        seed=_seeds(),
+    )
+
+
+def inputs(*shape: int, batch: tuple[int, int] = (1, 4), dtype: torch.dtype = torch.float64) -> SearchStrategy[Tensor]:
+    """Return inputs, (batch, *shape): standard normal numbers."""
+    return st.builds(lambda rows, seed: _normal(seed, rows, *shape).to(dtype), st.integers(*batch), _seeds())
+
+
+def baselines(x: Tensor, forms: tuple[Form, ...] = ("zeros", "number", "one", "each", "set")) -> SearchStrategy[object]:
+    """Return what stands for absence: None, a number, one row, one row for each example, or a set of three rows."""
+    from axplain.references import distribution
+
+    def make(form: Form, seed: int) -> object:
+        if form in ("zeros", "number"):
+            return None if form == "zeros" else 0.3
+        rows = _normal(seed, {"one": 1, "each": len(x), "set": 3}[form], *x.shape[1:]).to(x.dtype)
+        return distribution(rows) if form == "set" else rows
+
+    return st.builds(make, st.sampled_from(forms), _seeds())
+
+
+def targets(outputs: int, batch: int) -> SearchStrategy[object]:
+    """Return targets in every spelling: an index, a tuple, a list, a tensor, a callable."""
+    index = st.integers(0, outputs - 1)
+    each = st.lists(index, min_size=batch, max_size=batch)
+    return st.one_of(
+        index,
+        index.map(lambda i: (i,)),
+        each,
+        each.map(torch.tensor),
+        index.map(lambda i: lambda output: output[:, i]),
+    )
+
+
+def masks(*shape: int, groups: tuple[int, int] = (1, 4)) -> SearchStrategy[Tensor]:
+    """Return feature masks, (1, *shape): whole numbers that group elements, each group used."""
+
+    def make(count: int, seed: int) -> Tensor:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        ids = torch.randint(count, shape, generator=generator)
+        packed: Tensor = torch.unique(ids, return_inverse=True)[1]
+        return packed.unsqueeze(0)
+
+    return st.builds(make, st.integers(*groups), _seeds())
+
+
+def questions(axiom: Axiom, claim: Claim | None = None, baseline: str = "reference") -> SearchStrategy[Question] | None:
+    """Return the cases of an axiom that a claim is about; None where no model has what the claim asks for."""
+    kinds = kinds_of(axiom, claim)
+    if not kinds:
+        return None
+    return st.builds(
+        Question,
+        model=models(*kinds, features=axiom.features),
+        batch=st.just(1) if axiom.wraps else st.integers(*axiom.batch),
+        baselines=st.sampled_from(axiom.baselines) if baseline != "none" else st.just("zeros"),
+        target=st.integers(0, 2),
+        seed=_seeds(),
+    )
+
+
+def kinds_of(axiom: Axiom, claim: Claim | None) -> tuple[Kind, ...]:
+    """Return the kinds of models that an axiom is asked of and a claim is made for."""
+    wanted = None
+    if claim is not None:
+        wanted = claim.model_class or (claim.when if claim.when in _CONDITIONS else None)
+    return kinds_with(wanted, axiom.models)
+
+
+def fixed_questions(axiom: Axiom, claim: Claim, baseline: str, count: int) -> list[Question]:
+    """Return as many cases, the same in every run: what the rate of a convergence is measured over."""
+    kinds = kinds_of(axiom, claim)
+    forms: tuple[Form, ...] = axiom.baselines if baseline != "none" else ("zeros",)
+    return [
+        Question(Recipe(kinds[i % len(kinds)], 2 + i % 4, 2, seed=i), 1, forms[i % len(forms)], i, seed=i)
+        for i in range(count if kinds else 0)
+    ]
+
+
+def _seeds() -> SearchStrategy[int]:
+    return st.integers(0, MOST_SEEDS)
+
+
+def _normal(seed: int, *shape: int) -> Tensor:
+    generator: torch.Generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -1,0 +1,98 @@
+"""What is under test: a spec, and a function that explains the way `axplain.explain` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+
+from axplain.cost import Cost, planned_cost
+from axplain.discovery import describe
+from axplain.formula import Formula
+from axplain.parameters import Call, settle
+from axplain.specs import Claim, FromParameter, Spec
+
+#: of every sample count that a case may choose: enough to mix several samples, few enough to be quick
+FEW: Final = 3
+
+
+@attrs.frozen(eq=False)
+class Subject:
+    """One method under test.
+
+    `explain`: called as `axplain.explain` is, with a `Spec` as method; what it returns has `attributions`, and may have
+    `cost`, `standard_errors` and `notes`. `lacks`: names of arguments that it does not take, for adapters of other
+    libraries. `parameters`: of every call.
+    """
+
+    spec: Spec
+    explain: Callable[..., Any]
+    lacks: frozenset[str] = frozenset()
+    parameters: Mapping[str, Any] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, method: str | Spec, **parameters: Any) -> Subject:
+        """Return an installed method, by its name, or one that a `Spec` composes."""
+        from axplain.face import explain
+
+        return cls(describe(method) if isinstance(method, str) else method, explain, parameters=parameters)
+
+    def __str__(self) -> str:
+        return self.spec.name
+
+    @property
+    def call(self) -> Call:
+        """The method with its settled parameters."""
+        return settle(self.spec, self.parameters)
+
+    @property
+    def baseline(self) -> str:
+        """What it takes as baselines."""
+        return self.call.innermost.spec.baseline
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it, or a method inside it, draws random numbers."""
+        call: Call | None = self.call
+        while call is not None:
+            if call.spec.determinism.kind != "deterministic":
+                return True
+            call = call.inner
+        return False
+
+    def evolve(self, **parameters: Any) -> Subject:
+        """Return the same subject with other parameters."""
+        return attrs.evolve(self, parameters={**self.parameters, **parameters})
+
+    def quick(self) -> Subject:
+        """Return it with few samples: a whole-number parameter that its cost grows with, the user has not set."""
+        return self.evolve(**{**few(self.spec), **self.parameters})
+
+    def claiming(self, claim: Claim) -> Subject:
+        """Return it with the parameters under which a claim is made."""
+        settled: dict[str, Any] = dict(claim.n_at_least)
+        if claim.when == "stdev_zero":
+            settled["stdev"] = 0.0
+        return self.evolve(**settled) if settled else self
+
+    def price(self, batch: int, references: int) -> Cost:
+        """Return what the spec says that a call costs, without checks."""
+        return planned_cost(self.call, batch, references, tolerance=None, verify=False, predicts=False)
+
+
+def few(spec: Spec) -> dict[str, Any]:
+    """Return small values of the parameters that the spec's cost grows with."""
+    names = spec.cost.forward_rows.names | spec.cost.backward_rows.names if spec.cost else frozenset()
+    small: dict[str, Any] = {}
+    for name, parameter in spec.parameters.items():
+        if name in names and parameter.type == "int" and not isinstance(parameter.min, Formula):
+            small[name] = max(FEW, int(parameter.min or 1))
+    return small
+
+
+def inner_parameter(spec: Spec) -> str | None:
+    """Return the name of the parameter that holds the method inside a lift; None where the method is no such lift."""
+    composition = spec.composition
+    use = composition.evaluation.method if composition else None
+    return use.name.parameter if use is not None and isinstance(use.name, FromParameter) else None

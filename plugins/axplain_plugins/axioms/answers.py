@@ -1,0 +1,87 @@
+"""Contracts on the answer itself: it mirrors the input, in its dtype, and carries no graph."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from axplain import hookimpl
+from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Violation
+from axplain.structure import map_tensors
+
+
+def check_mirror(case: Case) -> None:
+    """Attributions have the structure, shape and device of the input, and are finite; nobody else's memory."""
+    answer = case.explain().attributions
+    if type(answer) is not type(case.x):
+        raise Violation(f"x is a {type(case.x).__name__} and the attributions are a {type(answer).__name__}")
+    tensors = case.structure.unpack(answer)
+    if len(tensors) != len(case.inputs):
+        raise Violation(f"{len(tensors)} attributions came for {len(case.inputs)} inputs")
+    for got, x in zip(tensors, case.inputs, strict=True):
+        if got.shape != x.shape or got.device != x.device:
+            raise Violation(
+                f"an input {tuple(x.shape)} on {x.device} got attributions {tuple(got.shape)} on {got.device}"
+            )
+        if not bool(got.isfinite().all()):
+            raise Violation(f"{int((~got.isfinite()).sum())} of {got.numel()} attributions are not finite")
+        if got.data_ptr() == x.data_ptr():
+            raise Violation("the attributions are the memory of the input")
+
+
+def check_detached(case: Case) -> None:
+    """Attributions carry no graph, whatever the input does."""
+    inputs = map_tensors(lambda tensor: tensor.detach().clone().requires_grad_(), case.inputs)
+    for x in (case.x, case.structure.pack(inputs)):
+        for got in case.attributions(x=x):
+            if got.requires_grad or got.grad_fn is not None:
+                raise Violation("the attributions carry a graph: .numpy() fails, and the model stays in memory")
+
+
+def check_dtype(case: Case) -> Gap:
+    """The dtype of the answer is the input's; float64 keeps its digits, float32 is close to it, bfloat16 runs."""
+    exact = case.attributions()
+    for got, x in zip(exact, case.inputs, strict=True):
+        if got.dtype != x.dtype:
+            raise Violation(f"an input of {x.dtype} got attributions of {got.dtype}")
+        if _only_single(got):
+            raise Violation("the attributions of a float64 call are float32 numbers: something accumulates in float32")
+    single = _in(case, torch.float32)
+    _in(case, torch.bfloat16)
+    return Gap.between(single, exact, "float32 attributions against float64", within=1e-4)
+
+
+def _only_single(tensor: Tensor) -> bool:
+    """Whether float64 numbers are all float32 ones, and not merely few digits long, such as signs."""
+    same = bool((tensor.float().double() == tensor).all())
+    return same and not bool((tensor.bfloat16().double() == tensor).all())
+
+
+def _in(case: Case, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    if not isinstance(case.model, nn.Module) or (case.baselines is not None and not isinstance(case.baselines, float)):
+        raise NotApplicable("only a module is moved to another dtype")
+    model = copy.deepcopy(case.model).to(dtype)
+    x = case.structure.pack(map_tensors(lambda tensor: tensor.to(dtype), case.inputs))
+    answer = case.attributions(model, x)
+    for got in answer:
+        if got.dtype != dtype or not bool(got.isfinite().all()):
+            raise Violation(f"in {dtype} the attributions are of {got.dtype}, finite: {bool(got.isfinite().all())}")
+    return answer
+
+
+_MODELS: Final = ("smooth", "conv_pool", "attention", "shared_modules", "functional", "two_input")
+_AXIOMS: Final[dict[str, Any]] = {
+    "mirror": partial(Axiom, check_mirror, models=_MODELS),
+    "detached": partial(Axiom, check_detached, models=_MODELS),
+    "dtype": partial(Axiom, check_dtype, models=("smooth", "two_input"), baselines=("zeros", "number"), own=False),
+}
+
+
+@hookimpl
+def axplain_plugin(name: str) -> Any:
+    """Return the maker of a contract."""
+    return _AXIOMS[name]
