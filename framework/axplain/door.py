@@ -207,6 +207,12 @@ def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
             "The first dimension is the batch.",
         )
     for spec in _specs(call):
+        if item.ndim < spec.requires.min_dims:
+            raise ArgumentError(
+                label,
+                f"shape {tuple(item.shape)} came",
+                f"at least {spec.requires.min_dims} dimensions, the batch first: {spec.name} needs them",
+            )
         if spec.requires.input_dtype == "floating" and not item.is_floating_point():
             raise ArgumentError(
                 label, f"{item.dtype} came", f"a floating tensor: {spec.name} differentiates with respect to it",

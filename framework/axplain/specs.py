@@ -111,9 +111,10 @@ class Composition:
 
 @attrs.frozen
 class Requires:
-    """What must hold before the first forward pass."""
+    """What must hold before the first forward pass; `min_dims`: least dimensions of each input, batch included."""
 
     input_dtype: Literal["any", "floating"] = "any"
+    min_dims: int = 1
 
 
 @attrs.frozen

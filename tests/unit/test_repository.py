@@ -78,5 +78,6 @@ def test_the_kernel_names_no_method() -> None:
 
 
 def test_the_documents_are_as_new_as_the_specs() -> None:
-    done = subprocess.run([sys.executable, ROOT / "docs" / "methods.py", "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for script in ("methods.py", "conformance.py"):
+        done = subprocess.run([sys.executable, ROOT / "docs" / script, "--check"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -117,7 +117,8 @@ def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
         default = f"; by default {value_text(spec.baselines)}" if spec.baselines else ""
         yield "baselines", _BASELINES[spec.baseline] + default
     if spec.kind in EXPLAINS:
-        yield "inputs", f"tensors of {spec.requires.input_dtype} type"
+        dims = f", at least {spec.requires.min_dims} dimensions" if spec.requires.min_dims > 1 else ""
+        yield "inputs", f"tensors of {spec.requires.input_dtype} type{dims}"
     if spec.needs:
         yield "needs", ", ".join(sorted(spec.needs))
 

@@ -82,11 +82,14 @@ class Pair:
     waived: str = ""
     known: str = ""
     runs: bool = True
+    asserted: bool = True
 
     @property
     def kind(self) -> str:
-        """How the axiom is claimed; "contract" where every method has to keep it."""
-        return self.claim.kind if self.claim else "contract" if self.runs and not self.fault else ""
+        """How the axiom is claimed; "contract" where every method has to keep it, "report" where it is measured."""
+        if self.claim is not None:
+            return self.claim.kind
+        return "" if self.fault else "contract" if self.asserted else "report"
 
     def __str__(self) -> str:
         claim = self.claim
@@ -102,7 +105,7 @@ def pairs_of(spec: Spec) -> list[Pair]:
     for name in sorted(axioms):
         facts = axioms[name].axiom
         if facts is not None and facts.universal and name not in said:
-            found.append(_pair(spec, name))
+            found.append(attrs.evolve(_pair(spec, name), asserted=facts.asserted))
     for name, kinds in REQUIRED.get(spec.family, {}).items():
         if name not in said and name in axioms:
             fault = (

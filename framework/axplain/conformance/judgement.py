@@ -46,8 +46,12 @@ def _allowed(scale: Tensor, claim: Claim | None, eps: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).view_as(scale)
 
 
-def judge_rate(check: Callable[[Case], Gap | None], cases: Sequence[Callable[..., Case]], rate: Rate) -> float:
-    """Return what is left of the gap with sixteen times as many samples, over all cases (root of the mean square).
+def judge_rate(
+    check: Callable[[Case], Gap | None], cases: Sequence[Callable[..., Case]], rate: Rate
+) -> tuple[float, float]:
+    """Return the share of what is allowed, and the gap, with sixteen times as many samples.
+
+    Gaps are taken over all cases, as the root of the mean square.
 
     `cases`: makers of cases that take the number of samples by the name of the parameter.
 
@@ -56,14 +60,14 @@ def judge_rate(check: Callable[[Case], Gap | None], cases: Sequence[Callable[...
     """
     coarse, fine = (_gaps(check, cases, {rate.parameter: count}) for count in (COARSE, COARSE * FINER))
     if fine <= 1e-12:
-        return 0.0
+        return 0.0, fine
     left, expected = fine / max(coarse, 1e-300), float(FINER**-rate.order)
     if not left <= SLACK * expected:
         raise Violation(
             f"{FINER} times as much of {rate.parameter} leaves {left:.2g} of the gap, where order {rate.order:g} would "
             f"leave {expected:.2g}; over {len(cases)} cases it was {coarse:.2g}, then {fine:.2g}"
         )
-    return left / (SLACK * expected)
+    return left / (SLACK * expected), fine
 
 
 def _gaps(

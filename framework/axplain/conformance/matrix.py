@@ -22,6 +22,7 @@ CELLS: Final[Mapping[str, str]] = MappingProxyType(
         "inherited": "inherited",
         "for_class": "for a class",
         "contract": "kept",
+        "report": "reported",
         "not_claimed": "not claimed",
     }
 )
@@ -38,8 +39,9 @@ class Matrix:
 
     @property
     def pairs(self) -> int:
-        """How many pairs of a method and an axiom are checked: those that are claimed or owed."""
-        return sum(cell not in (NOT_APPLICABLE, CELLS["not_claimed"]) for cell in self.cells.values())
+        """How many pairs of a method and an axiom are held to something: those that are claimed or owed."""
+        idle = (NOT_APPLICABLE, CELLS["not_claimed"], CELLS["report"])
+        return sum(cell not in idle for cell in self.cells.values())
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yield a header, then a row for each axiom."""
@@ -51,13 +53,18 @@ class Matrix:
 def matrix_of(specs: Sequence[Spec]) -> Matrix:
     """Return what methods claim; axioms come first, then contracts, each as the catalogue has them."""
     axioms = [axiom for axiom in catalog().specs.values() if axiom.kind == "axiom" and axiom.axiom is not None]
-    axioms.sort(key=lambda axiom: (bool(axiom.axiom and axiom.axiom.universal), axiom.name))
+    axioms.sort(key=lambda axiom: (is_contract(axiom), axiom.name))
     cells = {(spec.name, axiom.name): NOT_APPLICABLE for spec in specs for axiom in axioms}
     for spec in specs:
         for name, pairs in _by_axiom(pairs_of(spec)).items():
             if (spec.name, name) in cells:
                 cells[spec.name, name] = _cell(pairs)
     return Matrix(tuple(spec.name for spec in specs), tuple(axiom.name for axiom in axioms), cells)
+
+
+def is_contract(axiom: Spec) -> bool:
+    """Whether every method has to keep it."""
+    return axiom.axiom is not None and axiom.axiom.universal and axiom.axiom.asserted
 
 
 def _by_axiom(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:

@@ -49,6 +49,7 @@ class Tally:
     cases: int = 0
     used: float = 0.0
     gap: float = 0.0
+    sum: float = 0.0
     last: Any = None
     silent: str = ""
 
@@ -93,9 +94,8 @@ def _concluded(record: Record, pair: Pair, failure: str, tally: Tally) -> Record
         return attrs.evolve(
             record, outcome="fail", reason=f"known_failures says {pair.known!r}, and it holds: delete it"
         )
-    facts = describe(pair.axiom, "axiom").axiom
-    if record.outcome == "pass" and facts is not None and not facts.asserted:
-        return attrs.evolve(record, outcome="reported", reason=f"{tally.gap:.2f} at most")
+    if record.outcome == "pass" and not pair.asserted:
+        return attrs.evolve(record, outcome="reported", reason=f"{tally.sum / max(tally.cases, 1):.2f} on average")
     return record
 
 
@@ -147,9 +147,9 @@ def _claimed(axiom: Axiom, subject: Subject, claim: Claim, effort: Effort, tally
     if claim.kind == "converges":
         if claim.rate is None:
             raise Violation("the claim states no rate")
-        questions = strategies.fixed_questions(axiom, claim, subject.baseline, RATE_CASES)
+        questions = strategies.fixed_questions(axiom, claim, subject, RATE_CASES)
         cases = [partial(_case_with, question, subject, claim) for question in questions]
-        tally.used = judge_rate(axiom.check, cases, claim.rate)
+        tally.used, tally.gap = judge_rate(axiom.check, cases, claim.rate)
         tally.cases = len(cases)
     else:
         _draw(axiom, subject.quick().claiming(claim), claim, effort.examples, effort, tally)
@@ -161,9 +161,9 @@ def _case_with(question: Question, subject: Subject, claim: Claim, **parameters:
 
 def _draw(axiom: Axiom, subject: Subject, claim: Claim | None, examples: int, effort: Effort, tally: Tally) -> None:
     """Ask drawn cases; the first that fails is shrunk, and is the last that the tally knows."""
-    questions = strategies.questions(axiom, claim, subject.baseline)
+    questions = strategies.questions(axiom, claim, subject)
     if questions is None:
-        raise NotApplicable("the axiom is asked of no model of the claim's class")
+        raise NotApplicable("the axiom is asked of no model that the claim is about and the method takes")
 
     @settings(
         max_examples=examples,
@@ -198,7 +198,8 @@ def ask(check: Callable[[Case], Gap | None], case: Case, tally: Tally, label: An
     tally.last = label
     gap = check(case)
     tally.cases += 1
-    tally.gap = max(tally.gap, gap.worst if gap is not None else 0.0)
+    if gap is not None and gap.error.numel():
+        tally.gap, tally.sum = max(tally.gap, gap.worst), tally.sum + float(gap.error.mean())
     tally.used = max(tally.used, judge(gap, case.claim, eps_of(case)))
     tally.last = None
 

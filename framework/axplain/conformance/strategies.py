@@ -11,6 +11,7 @@ from torch import Tensor
 
 from axplain.conformance.case import Axiom, Form, Question
 from axplain.conformance.networks import KINDS, Kind, Recipe, kinds_with
+from axplain.conformance.subject import Subject
 from axplain.errors import MissingExtra
 from axplain.specs import Claim
 
@@ -21,7 +22,8 @@ except ImportError as error:
     raise MissingExtra("the conformance kit", "conformance") from error
 
 MOST_SEEDS = 2**10
-_CONDITIONS = ("smooth", "piecewise_linear")
+#: conditions of claims that are properties of models
+CONDITIONS = ("smooth", "piecewise_linear")
 
 
 def models(
@@ -80,33 +82,37 @@ def masks(*shape: int, groups: tuple[int, int] = (1, 4)) -> SearchStrategy[Tenso
     return st.builds(make, st.integers(*groups), _seeds())
 
 
-def questions(axiom: Axiom, claim: Claim | None = None, baseline: str = "reference") -> SearchStrategy[Question] | None:
-    """Return the cases of an axiom that a claim is about; None where no model has what the claim asks for."""
-    kinds = kinds_of(axiom, claim)
+def questions(axiom: Axiom, claim: Claim | None, subject: Subject) -> SearchStrategy[Question] | None:
+    """Return the cases of an axiom for a method and its claim; None where no model has what these ask for."""
+    kinds = kinds_of(axiom, claim, subject)
     if not kinds:
         return None
     return st.builds(
         Question,
         model=models(*kinds, features=axiom.features),
         batch=st.just(1) if axiom.wraps else st.integers(*axiom.batch),
-        baselines=st.sampled_from(axiom.baselines) if baseline != "none" else st.just("zeros"),
+        baselines=st.sampled_from(_forms(axiom, subject)),
         target=st.integers(0, 2),
         seed=_seeds(),
     )
 
 
-def kinds_of(axiom: Axiom, claim: Claim | None) -> tuple[Kind, ...]:
-    """Return the kinds of models that an axiom is asked of and a claim is made for."""
+def kinds_of(axiom: Axiom, claim: Claim | None, subject: Subject) -> tuple[Kind, ...]:
+    """Return the kinds of models that an axiom is asked of, a claim is made for and a method takes."""
     wanted = None
     if claim is not None:
-        wanted = claim.model_class or (claim.when if claim.when in _CONDITIONS else None)
-    return kinds_with(wanted, axiom.models)
+        wanted = claim.model_class or (claim.when if claim.when in CONDITIONS else None)
+    kinds = kinds_with(wanted, axiom.models)
+    return tuple(k for k in kinds if min(map(len, Recipe(k).shapes)) + 1 >= subject.min_dims)
 
 
-def fixed_questions(axiom: Axiom, claim: Claim, baseline: str, count: int) -> list[Question]:
+def _forms(axiom: Axiom, subject: Subject) -> tuple[Form, ...]:
+    return axiom.baselines if subject.baseline != "none" else ("zeros",)
+
+
+def fixed_questions(axiom: Axiom, claim: Claim, subject: Subject, count: int) -> list[Question]:
     """Return as many cases, the same in every run: what the rate of a convergence is measured over."""
-    kinds = kinds_of(axiom, claim)
-    forms: tuple[Form, ...] = axiom.baselines if baseline != "none" else ("zeros",)
+    kinds, forms = kinds_of(axiom, claim, subject), _forms(axiom, subject)
     return [
         Question(Recipe(kinds[i % len(kinds)], 2 + i % 4, 2, seed=i), 1, forms[i % len(forms)], i, seed=i)
         for i in range(count if kinds else 0)

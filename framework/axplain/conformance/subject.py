@@ -52,6 +52,11 @@ class Subject:
         return self.call.innermost.spec.baseline
 
     @property
+    def min_dims(self) -> int:
+        """The least dimensions of its inputs, batch included."""
+        return max(self.spec.requires.min_dims, self.call.innermost.spec.requires.min_dims)
+
+    @property
     def seeded(self) -> bool:
         """Whether it, or a method inside it, draws random numbers."""
         call: Call | None = self.call

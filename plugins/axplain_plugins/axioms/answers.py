@@ -77,7 +77,9 @@ _MODELS: Final = ("smooth", "conv_pool", "attention", "shared_modules", "functio
 _AXIOMS: Final[dict[str, Any]] = {
     "mirror": partial(Axiom, check_mirror, models=_MODELS),
     "detached": partial(Axiom, check_detached, models=_MODELS),
-    "dtype": partial(Axiom, check_dtype, models=("smooth", "two_input"), baselines=("zeros", "number"), own=False),
+    "dtype": partial(
+        Axiom, check_dtype, models=("smooth", "attention", "two_input"), baselines=("zeros", "number"), own=False
+    ),
 }
 
 

@@ -108,7 +108,7 @@ _AXIOMS: Final[dict[str, Any]] = {
     "declarations": partial(
         Axiom,
         check_declarations,
-        models=("smooth",),
+        models=("smooth", "conv_pool"),
         batch=(4, 4),
         features=(6, 6),
         baselines=("set", "zeros"),

@@ -1,0 +1,1 @@
+"""Methods in TOML; there is no code."""

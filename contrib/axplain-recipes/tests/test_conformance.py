@@ -1,0 +1,3 @@
+from axplain.conformance import conformance_suite
+
+TestRecipes = conformance_suite("axplain-recipes")
