@@ -22,7 +22,9 @@ model=..., x=...)` on a model of yours.
 **What a pass does not say.** No case was found in which a claim fails: small networks, drawn by Hypothesis, in float64,
 the same in every run. That is not a proof, and it says nothing about whether an explanation answers your question:
 axioms certify the implementation and the contract. Complete and linear methods can do no better than chance on some
-questions about local behaviour (Bilodeau et al. 2024, arXiv:2212.11870)."""
+questions about local behaviour (Bilodeau et al. 2024, arXiv:2212.11870).
+
+The same kit on captum: [captum.md](captum.md)."""
 WORDS = """\
 *exact*: up to rounding. *approximate*: within a stated tolerance. *converges*: at a stated rate as samples grow.
 *statistical*: within five standard errors. *for a class*: exact on models of a class. *inherited*: as the method inside

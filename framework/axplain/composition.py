@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from axplain.coalitions import AskCoalitions
 from axplain.discovery import catalog
 from axplain.engine import Engine, Need, out_of_memory
 from axplain.parameters import Call, settle, settle_values
@@ -19,7 +20,7 @@ from axplain.problem import Problem
 from axplain.propagation.passes import Comparison, RulePass
 from axplain.propagation.rules import RuleSet
 from axplain.propagation.tape import Tape
-from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Settings
+from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Reduced, Settings
 from axplain.registry import registry
 from axplain.residuals import Ends, with_completeness
 from axplain.specs import Composition, FromParameter, Spec, Use
@@ -48,6 +49,13 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     return _post(spec, outcome, call.values)
 
 
+def planned_samples(call: Call, problem: Problem) -> int:
+    """Return the samples of each example that a composition's plan has."""
+    assert call.spec.composition is not None, "only a composition has a plan"
+    plan: Plan = _component("perturbation", call.spec.composition.perturbation, call.values).plan(problem)
+    return plan.count
+
+
 def _method(call: Call) -> Method:
     """Return the plugin of a method: its composition, or its own code."""
     if call.spec.composition is not None:
@@ -65,10 +73,19 @@ def _over_references(call: Call, problem: Problem, engine: Engine, settings: Set
         pairs = attrs.evolve(problem.take(examples), references=references.paired(columns))
         outcome = _method(call).run(pairs, engine, settings)
         sums.add("attributions", outcome.attributions, len(columns))
+        if outcome.standard_errors is not None:
+            sums.add("standard_errors", outcome.standard_errors, len(columns))
+        if outcome.features is not None:
+            sums.add("features", (outcome.features,), len(columns))
         for name, values in outcome.checks.items():
             sums.add(name, (values,), len(columns))
     means = {name: map_tensors(lambda tensor: tensor / count, tensors) for name, tensors in sums.tensors.items()}
-    return Outcome(means.pop("attributions"), checks={name: values for name, (values,) in means.items()})
+    return Outcome(
+        means.pop("attributions"),
+        means.pop("standard_errors", None),  # references share the draws, so the mean of errors bounds the error
+        features=means.pop("features", (None,))[0],
+        checks={name: values for name, (values,) in means.items()},
+    )
 
 
 def need_of(call: Call) -> Need:
@@ -118,26 +135,30 @@ class Composed:
     def run(self, problem: Problem, engine: Engine, settings: Settings) -> Outcome:
         """Explain every example, block by block, each block in chunks of samples."""
         composition, values = self.composition, settings.values
-        if settings.tolerance is not None:
-            assert composition.refinement is not None, "the door refuses a tolerance that nothing answers"
+        perturbation = _component("perturbation", composition.perturbation, values)
+        if settings.tolerance is not None and composition.refinement is not None:
             refinement = _component("refinement", composition.refinement, values)
             refined: Outcome = refinement.run(problem, engine, settings.tolerance)
             return refined
-        perturbation = _component("perturbation", composition.perturbation, values)
+        if settings.tolerance is not None:
+            assert composition.until, "the door refuses a tolerance that nothing answers"
+            most = Use("", composition.until).resolve(values)
+            perturbation = _component("perturbation", composition.perturbation, values, **most)
         aggregation = _component("aggregation", composition.aggregation, values)
         problem = attrs.evolve(problem, key=problem.key.at(self.spec.name))
         plan = perturbation.plan(problem)
-        pipeline = _Pipeline(engine, plan, self._evaluation(problem, engine, settings, plan), aggregation)
+        evaluation = self._evaluation(problem, engine, settings, plan)
+        pipeline = _Pipeline(engine, plan, evaluation, aggregation, settings.tolerance)
         blocks = [pipeline.reduce(problem.block(index)) for index in engine.blocks(problem, pipeline.evaluation.need)]
         return _concatenate(blocks)
 
-    def _evaluation(
-        self, problem: Problem, engine: Engine, settings: Settings, plan: Plan
-    ) -> _AskModel | _AskRules | _AskMethod:
+    def _evaluation(self, problem: Problem, engine: Engine, settings: Settings, plan: Plan) -> Evaluating:
         kind, use = self.composition.evaluation.kind, self.composition.evaluation.method
         if self.composition.evaluation.rules is not None:
             rules = _component("rules", self.composition.evaluation.rules, settings.values)
             return _AskRules.of(rules, problem, engine, ends=settings.ends and plan.count == 1)
+        if kind == "value" and "mask" in _provides(self.composition.perturbation, settings.values):
+            return AskCoalitions()
         if kind != "method":
             return _AskModel(kind, ends=settings.ends and plan.columns is None)
         assert use is not None, "an evaluation of kind 'method' names one"
@@ -159,9 +180,9 @@ class _AskModel:
         index = block.everyone().repeat(points.samples)
         if self.ends and samples.start == 0:
             ends = Ends.of(block)
-            answers, told = engine.ask_with_riders(block, points.x, index, self.need, ends.rows)
+            answers, told = engine.ask_with_riders(block, points.rows, index, self.need, ends.rows)
             return attrs.evolve(answers, ends=ends.told(told))
-        return engine.ask(block, points.x, index, self.need)
+        return engine.ask(block, points.rows, index, self.need)
 
 
 @attrs.frozen(eq=False)
@@ -184,7 +205,7 @@ class _AskRules:
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         index = block.everyone().repeat(points.samples)
-        answers = engine.ask(block, points.x, index, self.need, self._comparison(engine, block, index))
+        answers = engine.ask(block, points.rows, index, self.need, self._comparison(engine, block, index))
         return answers if self.ends else attrs.evolve(answers, ends=None)
 
     def _comparison(self, engine: Engine, block: Problem, index: Tensor) -> Comparison:
@@ -253,7 +274,7 @@ class _AskMethod:
         return self.inner.spec.determinism.kind == "deterministic"
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
-        problem = block.take(block.everyone().repeat(points.samples)).at(points.x)
+        problem = block.take(block.everyone().repeat(points.samples)).at(points.rows)
         if points.references is not None:
             problem = attrs.evolve(problem, references=points.references)
         if not self.batched:
@@ -262,17 +283,24 @@ class _AskMethod:
         return Answers(terms=outcome.attributions, checks=outcome.checks)
 
 
+Evaluating = _AskModel | _AskRules | _AskMethod | AskCoalitions
+
+
 @attrs.frozen
 class _Pipeline:
     """The stages of one run, put together."""
 
     engine: Engine
     plan: Plan
-    evaluation: _AskModel | _AskRules | _AskMethod
+    evaluation: Evaluating
     aggregation: Aggregation
+    tolerance: float | None = None
 
     def reduce(self, block: Problem) -> Outcome:
-        """Stream the samples of a block through the aggregation, and average the checks of inner methods."""
+        """Stream the samples of a block through the aggregation, and average the checks of inner methods.
+
+        Under a tolerance, stop as soon as every standard error is within it.
+        """
         state, sums, ends = self.aggregation.start(block, self.plan), _Sums(), None
         for samples in self._ranges(block):
             points = self.plan.draw(block, samples)
@@ -281,9 +309,13 @@ class _Pipeline:
             ends = answers.ends or ends
             for name, values in answers.checks.items():
                 sums.add(name, (values,), points.samples)
+            if self.tolerance is not None and _certain(self.aggregation.finish(state, block), self.tolerance):
+                break
         checks = {name: values / self.plan.count for name, (values,) in sums.tensors.items()}
         reduced = self.aggregation.finish(state, block)
-        return Outcome(reduced.attributions, reduced.standard_errors, checks, self.plan.columns, ends)
+        return Outcome(
+            reduced.attributions, reduced.standard_errors, checks, self.plan.columns, ends, features=reduced.features
+        )
 
     def _ranges(self, block: Problem) -> Iterator[range]:
         if self.evaluation.batched:
@@ -291,11 +323,26 @@ class _Pipeline:
         return (range(sample, sample + 1) for sample in range(self.plan.count))
 
 
-def _component(kind: str, use: Use, values: Mapping[str, Any]) -> Any:
+def _certain(reduced: Reduced, tolerance: float) -> bool:
+    """Whether there are standard errors, and none is larger than the tolerance."""
+    errors = reduced.standard_errors
+    return errors is not None and all(bool((tensor <= tolerance).all()) for tensor in errors)
+
+
+def _named(use: Use, values: Mapping[str, Any]) -> str:
+    name: str = values[use.name.parameter] if isinstance(use.name, FromParameter) else use.name
+    return name
+
+
+def _provides(use: Use, values: Mapping[str, Any]) -> frozenset[str]:
+    return catalog().find(_named(use, values), "perturbation").provides
+
+
+def _component(kind: str, use: Use, values: Mapping[str, Any], **instead: Any) -> Any:
     """Build a component from its spec, its own defaults, and the arguments that the composition gives it."""
-    name = values[use.name.parameter] if isinstance(use.name, FromParameter) else use.name
+    name = _named(use, values)
     spec = catalog().find(name, kind)
-    return registry().build(spec, settle_values(spec, use.resolve(values), f"{name}[{{!r}}]"))
+    return registry().build(spec, settle_values(spec, use.resolve(values) | instead, f"{name}[{{!r}}]"))
 
 
 def _concatenate(blocks: list[Outcome]) -> Outcome:
@@ -309,4 +356,7 @@ def _concatenate(blocks: list[Outcome]) -> Outcome:
         checks={name: torch.cat([block.checks[name] for block in blocks]) for name in blocks[0].checks},
         columns=blocks[0].columns,
         ends=concatenate(ends) if ends else None,
+        features=torch.cat([block.features for block in blocks if block.features is not None])
+        if blocks[0].features is not None
+        else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -26,31 +27,53 @@ class Cost:
 
 
 def planned_cost(
-    call: Call, batch: int, references: int, *, tolerance: float | None, verify: bool, predicts: bool
+    call: Call,
+    batch: int,
+    references: int,
+    features: int,
+    samples: Callable[[Call], int],
+    *,
+    tolerance: float | None,
+    verify: bool,
+    predicts: bool,
 ) -> Cost:
-    """Evaluate the cost formulas of a call; `predicts` says that the target is the class yet to be predicted."""
-    forward, backward, bound = _rows(call, batch, references, tolerance)
+    """Evaluate the cost formulas of a call; `predicts` says that the target is the class yet to be predicted.
+
+    `samples`: of each example, by the plan of a method whose formula asks for it.
+    """
+    sizes = _Sizes({"batch": batch, "references": references, "features": features}, samples)
+    forward, backward, bound = _rows(call, sizes, tolerance)
     checks = verify and call.claims_completeness
     check = batch if predicts else 0
     if checks:  # two passes over the first example, twice in each; then F(x) and F(x') of every noisy copy
         check += 4
     if checks and references and tolerance is None:
-        copies = forward // _rows(call.innermost, batch, references, None)[0] if call.inner else 1
+        copies = forward // _rows(call.innermost, sizes, None)[0] if call.inner else 1
         check += copies * batch * (1 + references)
     if call.innermost.spec.baseline == "reference" and references > 1:  # averaged over the set
         forward, backward = forward * references, backward * references
     return Cost(forward, backward, check, bound)
 
 
-def _rows(call: Call, batch: int, references: int, tolerance: float | None) -> tuple[int, int, str]:
+@attrs.frozen
+class _Sizes:
+    """What a cost formula may name beside parameters."""
+
+    known: dict[str, int]
+    samples: Callable[[Call], int]
+
+
+def _rows(call: Call, sizes: _Sizes, tolerance: float | None) -> tuple[int, int, str]:
     """Return forward rows, backward rows and how they bound the run."""
     cost = call.spec.cost
     assert cost is not None, "the reader demands a cost of every method"
-    names: dict[str, Any] = {"batch": batch, "references": references}
+    names: dict[str, Any] = dict(sizes.known)
+    if "samples" in cost.forward_rows.names | cost.backward_rows.names:
+        names["samples"] = sizes.samples(call)
     names |= {name: value for name, value in call.values.items() if isinstance(value, int | float)}
     bound: str = cost.bound
     if call.inner:
-        forward, backward, inner_bound = _rows(call.inner, batch, references, tolerance)
+        forward, backward, inner_bound = _rows(call.inner, sizes, tolerance)
         names |= {"inner.forward_rows": forward, "inner.backward_rows": backward}
         bound = "upper" if inner_bound == "upper" else bound
     if tolerance is not None and cost.refined_rows is not None:

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from axplain.discovery import catalog
 from axplain.errors import ArgumentError, UnsupportedModel
+from axplain.groups import resolve_groups
 from axplain.model import Model
-from axplain.parameters import Call, settle, settle_values
+from axplain.parameters import Call, settle, settle_values, sized
 from axplain.problem import Arguments, Problem, References
 from axplain.protocols import Modality
 from axplain.randomness import Key
 from axplain.references import resolve_references
 from axplain.registry import registry
-from axplain.specs import Spec
+from axplain.specs import Composition, Spec
 from axplain.structure import Structure, Tensors, all_finite, structure_of
 from axplain.targets import CallableTarget, IndexTarget, Neuron, OutputTarget, Target, resolve_neuron
 
@@ -83,7 +84,7 @@ def question(
     if layer is not None:
         cure = "For one unit of it pass target=axplain.neuron(layer, index)."
         raise ArgumentError("layer", f"{layer!r} came", "nothing: no method of this version explains a layer", cure)
-    if feature_mask is not None:
+    if feature_mask is not None and spec.requires.features != "grouped":
         raise ArgumentError(
             "feature_mask", "a mask came", f"nothing: {call.spec.name} does not group features", "Leave it out."
         )
@@ -106,7 +107,10 @@ def question(
         ),
         arguments=_arguments(additional_forward_args, forward_kwargs, inputs, structure),
         key=key,
+        groups=resolve_groups(feature_mask, inputs, structure) if spec.requires.features != "none" else None,
     )
+    if problem.groups is not None:
+        call = sized(call, problem.groups.count)
     return Question(
         call=call,
         problem=problem,
@@ -356,22 +360,34 @@ def _tolerance(given: Any, call: Call, parameters: Mapping[str, Any]) -> float |
     if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 < float(given) < math.inf:
         raise ArgumentError("tolerance", f"{given!r} came", "a positive number, in units of the target")
     composition = call.spec.composition
-    if composition is None or composition.refinement is None:
-        able = [n for (_, n), s in catalog().specs.items() if s.composition and s.composition.refinement]
+    if composition is None or not (composition.refinement or composition.until):
+        able = [
+            name
+            for (_, name), spec in catalog().specs.items()
+            if spec.composition and (spec.composition.refinement or spec.composition.until)
+        ]
         raise ArgumentError(
             "tolerance",
             f"{given} came",
             f"nothing: {call.spec.name} cannot refine",
             f"Methods that can: {', '.join(able)}.",
         )
-    used = composition.refinement.resolve({name: name for name in call.spec.parameters}).values()
-    idle = sorted(parameters.keys() - set(used))
+    idle = sorted(parameters.keys() & _idle(composition, call.spec))
     if idle:
         raise ArgumentError(
             idle[0], f"{parameters[idle[0]]!r} came beside tolerance={given}", "one of the two",
             "tolerance= asks for accuracy instead of a fixed rule.",
         )  # fmt: skip
     return float(given)
+
+
+def _idle(composition: Composition, spec: Spec) -> set[str]:
+    """Return the parameters that a tolerance takes the place of."""
+    names = {name: name for name in spec.parameters}
+    if composition.refinement is not None:
+        return spec.parameters.keys() - set(composition.refinement.resolve(names).values())
+    before = composition.perturbation.resolve(names)
+    return {before[argument] for argument in composition.until if before.get(argument) in names}
 
 
 def _seed(given: Any) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import attrs
 import torch
 
-from axplain.composition import need_of, run_method
+from axplain.composition import need_of, planned_samples, run_method
 from axplain.cost import Cost, planned_cost
 from axplain.door import Question, question
 from axplain.engine import Engine
@@ -165,6 +165,8 @@ def _planned(asked: Question) -> Cost:
         asked.call,
         asked.problem.batch,
         references.count if references else 0,
+        asked.problem.groups.count if asked.problem.groups else 0,
+        lambda call: planned_samples(call, asked.problem),
         tolerance=asked.tolerance,
         verify=asked.verify,
         predicts=asked.target is None,

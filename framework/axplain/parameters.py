@@ -111,6 +111,21 @@ def _check_own_spec(spec: Spec) -> None:
         raise SpecError(spec.origin or spec.name, faults)
 
 
+def sized(call: Call, features: int) -> Call:
+    """Settle what depends on the number of features: defaults that are arithmetic over it, and bounds.
+
+    Raises:
+        ArgumentError: a parameter is out of bounds.
+    """
+    values: dict[str, Any] = {}
+    for name, value in call.values.items():
+        if isinstance(value, Formula):
+            value = int(value({"features": features}))
+        values[name] = sized(value, features) if isinstance(value, Call) else value
+    _check_bounds(call.spec, values, "{}", {"features": features})
+    return Call(call.spec, values)
+
+
 def settle_use(value: Any, argument: str) -> Call:
     """Settle a method given as a name, a Spec, or `{"use": name, parameter: value, ...}`."""
     if isinstance(value, Mapping):
@@ -133,8 +148,12 @@ def settle_parameter(name: str, parameter: Parameter, value: Any, spec: Spec) ->
             return None
         came = f"nothing came and {spec.name} needs it" if parameter.required else "None came"
         raise ArgumentError(name, came, _expected(parameter), parameter.doc)
+    if value is parameter.default and isinstance(value, str) and parameter.type in ("int", "float"):
+        return Formula(value)  # over features: settled by `sized`, once they are known
     if parameter.type == "method":
         return value if isinstance(value, Call) else settle_use(value, name)
+    if parameter.type == "shape":
+        return _settle_shape(name, parameter, value, spec)
     if parameter.per_input and isinstance(value, tuple | list):
         return tuple(settle_parameter(name, attrs.evolve(parameter, per_input=False), item, spec) for item in value)
     if not _TYPES[parameter.type](value, parameter):
@@ -144,14 +163,30 @@ def settle_parameter(name: str, parameter: Parameter, value: Any, spec: Spec) ->
     return float(value) if parameter.type == "float" else value
 
 
-def _check_bounds(spec: Spec, values: Mapping[str, Any], label: str) -> None:
-    """Check the bounds, which follow from the parameters alone."""
+def _settle_shape(name: str, parameter: Parameter, value: Any, spec: Spec) -> Any:
+    """Return a number, a tuple of numbers, or a tuple of these, one for each input."""
+    nested = isinstance(value, tuple | list) and any(isinstance(item, tuple | list) for item in value)
+    if parameter.per_input and nested:
+        return tuple(_settle_shape(name, attrs.evolve(parameter, per_input=False), item, spec) for item in value)
+    if not _is_shape(value, parameter):
+        raise ArgumentError(name, f"{value!r} ({type(value).__name__}) came", _expected(parameter), parameter.doc)
+    return tuple(map(int, value)) if isinstance(value, tuple | list) else int(value)
+
+
+def _check_bounds(spec: Spec, values: Mapping[str, Any], label: str, sizes: Mapping[str, int] | None = None) -> None:
+    """Check the bounds that follow from the parameters and the sizes that are known."""
+    known = {**values, **(sizes or {})}
     for name, parameter in spec.parameters.items():
         items = values[name] if isinstance(values[name], tuple) else (values[name],)
         for low, bound in ((True, parameter.min), (False, parameter.max)):
-            limit = _limit(bound, values)
+            limit = _limit(bound, known)
             for item in items:
-                if limit is None or item is None or (item >= limit if low else item <= limit):
+                if (
+                    limit is None
+                    or item is None
+                    or isinstance(item, Formula)
+                    or (item >= limit if low else item <= limit)
+                ):
                     continue
                 expected = f"{_expected(parameter)} of at {'least' if low else 'most'} {limit:g}"
                 raise ArgumentError(label.format(name), f"{item!r} came", expected, parameter.doc)
@@ -171,16 +206,28 @@ def _is_float(value: Any, _: Parameter) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_shape(value: Any, parameter: Parameter) -> bool:
+    sizes = value if isinstance(value, tuple | list) else (value,)
+    return bool(sizes) and all(_is_int(size, parameter) for size in sizes)
+
+
 _TYPES: dict[str, Callable[[Any, Parameter], bool]] = {
     "int": _is_int,
     "float": _is_float,
     "bool": lambda value, _: isinstance(value, bool),
     "choice": lambda value, parameter: value in parameter.choices if isinstance(value, str) else False,
     "text": lambda value, _: isinstance(value, str),
+    "shape": _is_shape,
     "tensor": lambda value, _: hasattr(value, "dtype") and hasattr(value, "shape"),
     "callable": lambda value, _: callable(value),
 }
-_NOUNS = {"int": "a whole number", "float": "a finite number", "bool": "True or False", "text": "a string"}
+_NOUNS = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "bool": "True or False",
+    "text": "a string",
+    "shape": "a whole number or a tuple of them",
+}
 
 
 def _expected(parameter: Parameter) -> str:

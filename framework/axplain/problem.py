@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from axplain.groups import Groups
 from axplain.model import Model
 from axplain.randomness import Key
 from axplain.structure import Tensors, map_tensors
@@ -71,7 +72,8 @@ class Arguments:
 class Problem:
     """Explain `target` of `model` at `inputs`, (batch, ...) each, against `references`.
 
-    `clean` is F(x), (batch,), where it is known already: nobody asks for it twice.
+    `clean` is F(x), (batch,), where it is known already: nobody asks for it twice. `groups`: the features of a method
+    that switches them. `origin`: (batch,) where in the whole question the examples of a block are; None for all.
     """
 
     model: Model
@@ -81,6 +83,8 @@ class Problem:
     arguments: Arguments
     key: Key
     clean: Tensor | None = None
+    groups: Groups | None = None
+    origin: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -111,6 +115,24 @@ class Problem:
             references=self.references.take(index) if self.references else None,
             arguments=self.arguments.take(index),
             clean=self.clean[index] if self.clean is not None else None,
+            groups=self.groups.take(index) if self.groups else None,
+            origin=index if self.origin is None else self.origin[index],
+        )
+
+    def features(self) -> Groups:
+        """Return the groups of a method whose spec says that it takes them."""
+        if self.groups is None:
+            raise AssertionError("the door resolves groups for every method whose spec takes them")
+        return self.groups
+
+    def masked(self, mask: Tensor) -> Tensors:
+        """Return rows, sample-major: x where a mask, (samples, features), is true, the reference elsewhere."""
+        keep, absent = self.features().elements(mask), self.reference_table().column(0)
+        return map_tensors(
+            lambda mine, x, ref: torch.where(mine, x.unsqueeze(0), ref.unsqueeze(0)).flatten(0, 1),
+            keep,
+            self.inputs,
+            absent,
         )
 
     def block(self, index: Tensor) -> Problem:

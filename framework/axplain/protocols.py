@@ -23,15 +23,54 @@ if TYPE_CHECKING:
 class Points:
     """Where the model is looked at, and what couples the stages.
 
-    `x`: (samples * examples, ...) per tensor. `weight`: (samples,) float64. `tangent`: (1 or samples, examples, ...)
-    per tensor, the derivative of the path. `references`: for an inner method, one reference of each row.
+    `x`: (samples * examples, ...) per tensor; None where `mask` says it: x where a feature is present, the reference
+    where it is absent. `mask`: (samples, features), shared by the examples. `coefficients`: what each value adds to
+    each feature. `weight`: (samples,) float64. `tangent`: (1 or samples, examples, ...) per tensor, the derivative of
+    the path. `references`: for an inner method, one reference of each row.
     """
 
-    x: Tensors
+    x: Tensors | None
     samples: int
     weight: Tensor | None = None
     tangent: Tensors | None = None
     references: References | None = None
+    mask: Tensor | None = None
+    coefficients: Coefficients | None = None
+    repeats: Repeats | None = None
+
+    @property
+    def rows(self) -> Tensors:
+        """The rows themselves, of points that are no masks."""
+        if self.x is None:
+            raise AssertionError("points that are masks are asked for as coalitions")
+        return self.x
+
+
+@attrs.frozen(eq=False)
+class Repeats:
+    """Which coalitions come several times: (samples,) each, on the CPU.
+
+    `first`: the number of the first sample with the same mask, of the whole plan. `again`: whether a later one has it.
+    """
+
+    first: Tensor
+    again: Tensor
+
+
+@attrs.frozen(eq=False)
+class Coefficients:
+    """A sparse matrix: the value of `sample` adds `factor` times itself to `feature`; (entries,) each.
+
+    `sample` counts from the first of these points; -1 is F(x), -2 is F(x'). `unit`: numbers that rise; the entries of
+    one unit are one independent estimate, such as a walk, and all of them are averaged. None: entries are summed.
+    `complete`: how many units are whole once these entries are in.
+    """
+
+    sample: Tensor
+    feature: Tensor
+    factor: Tensor
+    unit: Tensor | None = None
+    complete: int = 0
 
 
 @attrs.frozen(eq=False)
@@ -93,10 +132,14 @@ class Aggregation(Protocol):
 
 @attrs.frozen(eq=False)
 class Reduced:
-    """What an aggregation returns: attributions, and their standard errors where samples were averaged."""
+    """What an aggregation returns: attributions, and their standard errors where samples were averaged.
+
+    `features`: (batch, features), where groups of elements share an attribution, which sums count once.
+    """
 
     attributions: Tensors
     standard_errors: Tensors | None = None
+    features: Tensor | None = None
 
 
 @attrs.frozen(eq=False)
@@ -105,7 +148,8 @@ class Outcome:
 
     `checks`: (batch,) float64 each: `completeness`, the residual, and `difference`, the F(x) - F(x') it is judged by;
     a method leaves them to the kernel. `columns`: the drawn columns of the references. `ends`: (batch,) float64 each,
-    F(x) and mean F(x'), where the method's own passes told them. `notes` go to the explanation.
+    F(x) and mean F(x'), where the method's own passes told them. `features`: as in `Reduced`. `notes` go to the
+    explanation.
     """
 
     attributions: Tensors
@@ -113,6 +157,7 @@ class Outcome:
     checks: Mapping[str, Tensor] = attrs.field(factory=dict)
     columns: Tensor | None = None
     ends: tuple[Tensor, Tensor] | None = None
+    features: Tensor | None = None
     notes: Mapping[str, Any] = attrs.field(factory=dict)
 
 

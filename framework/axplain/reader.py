@@ -40,10 +40,10 @@ RESERVED = frozenset(
         *("forward_kwargs", "noise", "modality", "batch_size", "seed", "tolerance", "verify", "progress"),
     }
 )
-_FORMULA_NAMES = {"batch", "references", "inner.forward_rows", "inner.backward_rows"}
+_FORMULA_NAMES = {"batch", "references", "features", "samples", "inner.forward_rows", "inner.backward_rows"}
 _DEFAULTS: dict[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "bool": (bool,), "choice": (str,), "text": (str,), "method": (str, dict),
-    "tensor": (), "callable": (),
+    "shape": (int,), "tensor": (), "callable": (),
 }  # fmt: skip
 _INTERNAL = {"origin", "distribution"}
 
@@ -131,9 +131,23 @@ def _parameter_faults(spec: Spec) -> list[str]:
             faults.append(f"choices belong to type = 'choice' and only there @ parameters.{name}.choices")
         elif parameter.choices and parameter.default is not None and parameter.default not in parameter.choices:
             faults.append(f"default {parameter.default!r} is not among the choices @ parameters.{name}.default")
+        elif isinstance(parameter.default, str) and parameter.type in ("int", "float"):
+            faults += _default_faults(name, parameter.default)
         elif parameter.default is not None and type(parameter.default) not in _DEFAULTS[parameter.type]:
             faults.append(f"default {parameter.default!r} is no {parameter.type} @ parameters.{name}.default")
     return faults
+
+
+def _default_faults(name: str, text: str) -> list[str]:
+    """A number's default may be arithmetic over `features`, which are known once the input is."""
+    try:
+        names = Formula(text).names
+    except ValueError as error:
+        return [f"{error} @ parameters.{name}.default"]
+    strangers = sorted(names - {"features"})
+    if not names:
+        return [f"default {text!r} is no number @ parameters.{name}.default"]
+    return [f"{stranger!r} is not 'features' @ parameters.{name}.default" for stranger in strangers]
 
 
 def _formula_faults(spec: Spec) -> list[str]:
@@ -251,6 +265,12 @@ def _strings(container: type) -> Any:
     return hook
 
 
+def _arguments(value: Any, _: type) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a table, got {value!r}")
+    return {name: _literal(item) for name, item in value.items()}
+
+
 def _texts(value: Any, _: type) -> dict[str, str]:
     if not isinstance(value, dict) or not all(type(item) is str for item in value.values()):
         raise ValueError(f"expected a table of strings, got {value!r}")
@@ -278,6 +298,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Spec).seats.type, _seats)
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Composition).post.type, _post)
     converter.register_structure_hook_func(lambda t: t == Mapping[str, str], _texts)
+    converter.register_structure_hook_func(lambda t: t == Mapping[str, Any], _arguments)
     for class_ in (Spec, Composition, Requires, Determinism, CostFormula, Parameter, AxiomFacts):
         converter.register_structure_hook(
             class_, make_dict_structure_fn(class_, converter, _cattrs_forbid_extra_keys=True)

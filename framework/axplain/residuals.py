@@ -39,6 +39,14 @@ class Ends:
         x = map_tensors(lambda clean, table: torch.cat([clean, table[rows]]), problem.inputs, references.rows)
         return cls(Rows(x, torch.cat([problem.everyone(), asker])), place.view(index.shape))
 
+    @classmethod
+    def absent(cls, problem: Problem) -> Ends:
+        """Return the rows of the references alone, every distinct one once."""
+        references = problem.reference_table()
+        rows, asker, place = _distinct_questions(problem, references, references.index)
+        x = map_tensors(lambda table: table[rows], references.rows)
+        return cls(Rows(x, asker), place.view(references.index.shape))
+
     def told(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(x) and mean F(x') from the values at the rows: (batch,) each, in float64."""
         batch = len(self.place)
@@ -53,7 +61,8 @@ def with_completeness(problem: Problem, engine: Engine, outcome: Outcome) -> Out
         asked = Ends.of(problem, outcome.columns)
         ends = asked.told(engine.check_values(problem, asked.rows))
     difference = ends[0] - ends[1]
-    checks = {"completeness": total(outcome.attributions) - difference, "difference": difference}
+    summed = total(outcome.attributions) if outcome.features is None else total((outcome.features,))
+    checks = {"completeness": summed - difference, "difference": difference}
     return attrs.evolve(outcome, checks=checks, ends=ends)
 
 

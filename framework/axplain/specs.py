@@ -35,9 +35,9 @@ GIVES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "method": frozenset({"attribution", "terms"}),
     }
 )
-PROVIDES: Final = frozenset({"weight", "mask", "tangent", "references"})
+PROVIDES: Final = frozenset({"weight", "mask", "coefficients", "tangent", "references"})
 
-ParameterType = Literal["int", "float", "bool", "choice", "text", "method", "tensor", "callable"]
+ParameterType = Literal["int", "float", "bool", "choice", "text", "shape", "method", "tensor", "callable"]
 BaselineKind = Literal["none", "reference", "reference_set"]
 Post = Literal["abs"]
 Seat = Literal["input", "layer"]
@@ -99,7 +99,11 @@ class Evaluation:
 
 @attrs.frozen
 class Composition:
-    """A method as a pipeline of named components: perturbation, evaluation, aggregation."""
+    """A method as a pipeline of named components: perturbation, evaluation, aggregation.
+
+    With `tolerance=` a `refinement` answers instead; or the perturbation gets the arguments `until` in the place of its
+    own, and is drawn from until every standard error is within the tolerance.
+    """
 
     perturbation: Use
     evaluation: Evaluation
@@ -107,14 +111,20 @@ class Composition:
     baseline: BaselineKind = "none"
     post: Mapping[Post, FromParameter | bool] = attrs.field(factory=dict)
     refinement: Use | None = None
+    until: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen
 class Requires:
-    """What must hold before the first forward pass; `min_dims`: least dimensions of each input, batch included."""
+    """What must hold before the first forward pass.
+
+    `min_dims`: least dimensions of each input, batch included. `features`: what the method switches on
+    and off: nothing, every element by itself, or groups of them, which `feature_mask` gives.
+    """
 
     input_dtype: Literal["any", "floating"] = "any"
     min_dims: int = 1
+    features: Literal["none", "elements", "grouped"] = "none"
 
 
 @attrs.frozen

@@ -58,6 +58,11 @@ class Case:
         return all(spec.claim("completeness") for spec in self.specs) and self.baseline != "none"
 
     @property
+    def knows_ends(self) -> bool:
+        """Whether its own passes tell F(x) and F(x'): those of rule sets, and those of coalitions."""
+        return self.by_rules or self.specs[-1].requires.features != "none"
+
+    @property
     def by_rules(self) -> bool:
         """Whether gradients are taken under a rule set, which must see every operation of the model."""
         composition = self.specs[-1].composition

@@ -69,7 +69,7 @@ def test_a_dict_is_mirrored_by_its_keys_in_their_order(case: Case, network: Make
 
 
 def test_inputs_of_many_dimensions_are_mirrored(case: Case, network: Make, draw: Make) -> None:
-    model, x = network(features=24), draw(2, 2, 3, 4)
+    model, x = network(features=12), draw(2, 2, 3, 2)
     check_mirror(case(lambda image: model(image.flatten(1)), x, target=0).attributions, x)
 
 

@@ -140,5 +140,5 @@ def test_every_argument_of_explain_is_reserved() -> None:
 
 
 def test_a_default_of_another_type_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"default '5' is no int @ mine.toml.parameters.n_steps.default"):
+    with pytest.raises(SpecError, match=r"default '5' is no number @ mine.toml.parameters.n_steps.default"):
         structure_spec(changed("parameters.n_steps.default", "5"), "mine.toml")

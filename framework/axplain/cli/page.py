@@ -102,6 +102,10 @@ def _parameter(parameter: Parameter) -> str:
     return f"{'; '.join(words)}\n{parameter.doc}"
 
 
+_FEATURES = {
+    "elements": "all elements, one by one",
+    "grouped": "grouped by feature_mask; without one, every element is a feature",
+}
 _BASELINES = {
     "none": "none",
     "reference": "one reference per example; over a set of them the answers are averaged",
@@ -119,6 +123,8 @@ def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
     if spec.kind in EXPLAINS:
         dims = f", at least {spec.requires.min_dims} dimensions" if spec.requires.min_dims > 1 else ""
         yield "inputs", f"tensors of {spec.requires.input_dtype} type{dims}"
+    if spec.requires.features != "none":
+        yield "features", _FEATURES[spec.requires.features]
     if spec.needs:
         yield "needs", ", ".join(sorted(spec.needs))
 

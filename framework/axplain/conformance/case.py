@@ -12,6 +12,8 @@ from torch import Tensor
 
 from axplain.conformance.networks import KINDS, Kind, Recipe
 from axplain.conformance.subject import Subject
+from axplain.cost import Cost
+from axplain.face import estimate
 from axplain.problem import References
 from axplain.randomness import Key
 from axplain.references import Distribution, distribution, resolve_references
@@ -40,8 +42,8 @@ class Gap:
     itself knows it; otherwise the claim says what is allowed.
     """
 
-    error: Tensor
-    scale: Tensor
+    error: Tensor = attrs.field(converter=torch.detach)
+    scale: Tensor = attrs.field(converter=torch.detach)
     about: str
     tolerance: Tensor | None = None
 
@@ -158,10 +160,7 @@ class Case:
 
     def heard(self, model: Any = None, x: Any = KEEP, **changed: Any) -> tuple[Any, list[str]]:
         """Explain, and return the answer with the warnings that were given."""
-        arguments = {"verify": False, "seed": SEED, "target": self.target, "baselines": self.baselines, **self.extra}
-        arguments |= {**self.subject.parameters, **changed}
-        if self.subject.baseline == "none":
-            del arguments["baselines"]
+        arguments = self._arguments(changed)
         lacking = self.subject.lacks & changed.keys()
         if lacking:
             raise NotApplicable(f"it takes no {', '.join(sorted(lacking))}")
@@ -171,6 +170,18 @@ class Case:
             warnings.simplefilter("always")
             answer = self.subject.explain(model, x, self.subject.spec, **arguments)
         return answer, [str(warning.message) for warning in caught]
+
+    def _arguments(self, changed: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = {"verify": False, "seed": SEED, "target": self.target, "baselines": self.baselines, **self.extra}
+        arguments |= {**self.subject.parameters, **changed}
+        if self.subject.baseline == "none":
+            del arguments["baselines"]
+        return arguments
+
+    def price(self, **changed: Any) -> Cost:
+        """Return what the spec says that the same call costs; its arithmetic is the kernel's, for any subject."""
+        arguments = self._arguments(changed)
+        return estimate(self.model, self.x, self.subject.spec, **arguments)
 
     def attributions(self, model: Any = None, x: Any = KEEP, **more: Any) -> Tensors:
         """Return the attributions as a flat tuple, (batch, ...) each."""
@@ -295,7 +306,7 @@ def _selected(output: Any, target: Any) -> Tensor:
         return output[:, target]
     if isinstance(target, tuple):
         return output[(slice(None), *target)]
-    if isinstance(target, list | Tensor) and len(target) == len(output):
-        index = torch.as_tensor(target, device=output.device).reshape(len(output))
+    if isinstance(target, list | Tensor) and len(target) in (1, len(output)):
+        index = torch.as_tensor(target, device=output.device).reshape(-1).expand(len(output))
         return output[torch.arange(len(output), device=output.device), index]
     raise NotApplicable(f"the kit reads targets that are an index, a tuple or a callable, not {type(target).__name__}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from axplain.conformance.claims import Pair, every_distribution, pairs_of, specs_of
 from axplain.conformance.report import Record, Report
 from axplain.discovery import Broken, catalog
-from axplain.errors import ArgumentError, MissingExtra
+from axplain.errors import ArgumentError, MissingExtra, near_names
 from axplain.parameters import find_spec
+from axplain.reader import RESERVED
 from axplain.specs import Spec
 
 
@@ -53,16 +55,29 @@ def check(
     if model is None and given:
         name = sorted(given)[0]
         raise ArgumentError(name, f"{given[name]!r} came without a model", "no such argument", "Pass model= and x=.")
+    for name, number in (("examples", examples), ("contracts", contracts), ("seconds", seconds)):
+        if not number > 0:
+            raise ArgumentError(name, f"{number!r} came", "more than 0")
     specs, broken = _asked(methods)
+    _check_names(given, specs)
     pairs = [(spec, pair) for spec in specs for pair in pairs_of(spec)]
     pairs = _chosen(pairs, tuple(axioms))
     runner = _runner(model, x, given, (examples, contracts, seconds, random))
-    records = [_left_out(entry) for entry in broken]
-    for spec, pair in pairs:
-        records.append(runner(spec, pair))
+    work = [partial(_left_out, entry) for entry in broken] + [partial(runner, spec, pair) for spec, pair in pairs]
+    records: list[Record] = []
+    for make in work:
+        records.append(make())
         if progress:
-            progress(records[-1], len(records), len(pairs) + len(broken))
+            progress(records[-1], len(records), len(work))
     return Report(tuple(records))
+
+
+def _check_names(given: Iterable[str], specs: Sequence[Spec]) -> None:
+    known = {*RESERVED, *(name for spec in specs for name in spec.parameters)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        near = near_names(unknown[0], known)
+        raise ArgumentError(unknown[0], "it came", "an argument of explain", f"Did you mean {near}?" if near else "")
 
 
 def _asked(methods: Any) -> tuple[list[Spec], list[Broken]]:

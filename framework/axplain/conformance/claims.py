@@ -113,6 +113,11 @@ def pairs_of(spec: Spec) -> list[Pair]:
                 'kind = "not_claimed" and a reason'
             )
             found.append(attrs.evolve(_pair(spec, name), fault=fault))
+    idle = spec.known_failures.keys() & axioms.keys() - {pair.axiom for pair in found if pair.runs}
+    found += [
+        attrs.evolve(_pair(spec, name), fault="known_failures names it and it is not claimed: delete it", known="")
+        for name in sorted(idle)
+    ]
     return found + [
         attrs.evolve(
             _pair(spec, name), fault=f"known_failures names it and there is no such axiom{_near(name, axioms)}"

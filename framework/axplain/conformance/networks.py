@@ -13,7 +13,8 @@ from torch.nn import functional
 
 Kind = Literal[
     "smooth", "piecewise_linear", "linear", "additive", "multilinear", "symmetric", "with_dummy", "bias_free_relu",
-    "monotone", "saturated", "conv_pool", "attention", "shared_modules", "functional", "two_input",
+    "monotone", "saturated", "conv_pool", "attention", "shared_modules", "functional", "two_input", "adjacent",
+    "softmax",
 ]  # fmt: skip
 Property = Literal[
     "smooth", "piecewise_linear", "linear", "additive", "multilinear", "positively_homogeneous", "respelled"
@@ -51,7 +52,8 @@ class Recipe:
 
     def _made(self, make: Callable[[Weights, Recipe], nn.Module]) -> nn.Module:
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        return make(Weights(generator), self).double().eval()
+        with torch.random.fork_rng(devices=()):  # layers draw default weights from the global generator first
+            return make(Weights(generator), self).double().eval()
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -159,8 +161,11 @@ def _functional_mlp(activation: Callable[[Tensor], Tensor], *, bias: bool = True
     return make
 
 
-def _split_mlp(activation: Callable[[Tensor], Tensor], *, bias: bool = True) -> Any:
-    """The twin of `_mlp` whose first and last layers are two, and whose activation is an identity of another."""
+def _split_mlp(activation: Callable[[Tensor], Tensor], *, bias: bool = True, least: float = 0.0) -> Any:
+    """The twin of `_mlp` from other weights: first and last layers are two, the activation is an identity of another.
+
+    `least`: of what the activation gives. Rules that follow operations one by one see the detour in the middle.
+    """
 
     def make(draw: Weights, recipe: Recipe) -> nn.Module:
         first, middle, last = _layers(draw, recipe, bias=bias)
@@ -169,16 +174,25 @@ def _split_mlp(activation: Callable[[Tensor], Tensor], *, bias: bool = True) -> 
 
         def run(x: Tensor, **weights: Tensor) -> Tensor:
             x = functional.linear(
-                functional.linear(x, inverse), weights["first_weight"] @ mix, weights.get("first_bias")
+                functional.linear(x, weights["inverse"]), weights["first_weight"], weights.get("first_bias")
             )
-            x = functional.linear(activation(x), weights["middle_weight"], weights.get("middle_bias"))
-            half = functional.linear(activation(x), 0.25 * weights["last_weight"])
+            hidden = activation(x)
+            x = functional.linear(hidden, weights["middle_weight"], weights.get("middle_bias"))
+            x = _detour(x, hidden[:, :1] - least)
+            half = functional.linear(activation(x), weights["last_weight"])
             out = half + 3 * half
             return out + weights["last_bias"] if bias else out
 
-        return Function(run, **_named(first=first, middle=middle, last=last))
+        named = _named(first=first, middle=middle, last=last)
+        named |= {"first_weight": named["first_weight"] @ mix, "last_weight": 0.25 * named["last_weight"]}
+        return Function(run, **named, inverse=inverse)
 
     return make
+
+
+def _detour(x: Tensor, positive: Tensor) -> Tensor:
+    """Return x: relu(x) - relu(-x), the former as relu(relu(x + b) - b) for b >= 0."""
+    return torch.relu(torch.relu(x + positive) - positive) - torch.relu(-x)
 
 
 def _named(**layers: nn.Linear) -> dict[str, Tensor]:
@@ -270,6 +284,22 @@ class _Images(nn.Module):
         return self.last(torch.relu(self.second(x)).flatten(1))  # type: ignore[no-any-return]
 
 
+class _SpelledImages(_Images):
+    """The same without calling the modules: unfolded windows, a written-out norm, functions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the network."""
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None, "batch normalisation keeps them"
+        x = functional.conv2d(x, self.first.weight, self.first.bias, padding=1)
+        x = (x - norm.running_mean.view(1, -1, 1, 1)) / (norm.running_var.view(1, -1, 1, 1) + norm.eps).sqrt()
+        x = x * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+        x = functional.max_pool2d(functional.relu(x), 2)
+        windows = functional.unfold(x, 3).squeeze(-1)
+        hidden = functional.linear(windows, self.second.weight.flatten(1), self.second.bias).clamp(min=0)
+        return functional.linear(hidden, self.last.weight, self.last.bias)
+
+
 class _Tokens(nn.Module):
     """One encoder block over a few tokens, then the mean of the tokens."""
 
@@ -317,6 +347,23 @@ def _functional(draw: Weights, recipe: Recipe) -> nn.Module:
     )
 
 
+class _Adjacent(nn.Module):
+    """Nonlinear modules one behind the other, and windows that overlap."""
+
+    def __init__(self, draw: Weights, recipe: Recipe) -> None:
+        super().__init__()
+        self.first, self.last = draw.linear(recipe.features, HIDDEN), draw.linear(HIDDEN - 2, recipe.outputs)
+        self.tanh, self.relu, self.pool = nn.Tanh(), nn.ReLU(), nn.MaxPool1d(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.tanh(self.first(x)))
+        return self.last(self.pool(x.unsqueeze(1)).squeeze(1))  # type: ignore[no-any-return]
+
+
+def _softmax(draw: Weights, recipe: Recipe) -> nn.Module:
+    return nn.Sequential(draw.linear(recipe.features, 3), nn.Softmax(1), draw.linear(3, recipe.outputs))
+
+
 class _TwoInputs(nn.Module):
     """Two inputs of different widths that meet in a product."""
 
@@ -343,7 +390,7 @@ _KINKED: Final[frozenset[Property]] = frozenset({"piecewise_linear"})
 _KINDS: Final[Mapping[Kind, _Network]] = MappingProxyType(
     {
         "smooth": _Network(
-            _mlp(nn.Tanh), _SMOOTH | _RESPELLED, _functional_mlp(Tensor.tanh), _split_mlp(_sigmoid_tanh)
+            _mlp(nn.Tanh), _SMOOTH | _RESPELLED, _functional_mlp(Tensor.tanh), _split_mlp(_sigmoid_tanh, least=-1.0)
         ),
         "piecewise_linear": _Network(
             _mlp(nn.ReLU), _KINKED | _RESPELLED, _functional_mlp(functional.relu), _split_mlp(_abs_relu)
@@ -362,13 +409,18 @@ _KINDS: Final[Mapping[Kind, _Network]] = MappingProxyType(
         "monotone": _Network(_monotone, _SMOOTH),
         "saturated": _Network(_saturated, _KINKED | frozenset({"additive"})),
         "conv_pool": _Network(
-            lambda draw, recipe: _Images(draw, recipe.outputs), _KINKED, shapes=lambda features: ((1, 6, 6),)
+            lambda draw, recipe: _Images(draw, recipe.outputs),
+            _KINKED | _RESPELLED,
+            lambda draw, recipe: _SpelledImages(draw, recipe.outputs),
+            shapes=lambda features: ((1, 6, 6),),
         ),
         "attention": _Network(
             lambda draw, recipe: _Tokens(draw, recipe.outputs), shapes=lambda features: ((features, 4),)
         ),
         "shared_modules": _Network(_Shared, _KINKED),
         "functional": _Network(_functional),
+        "adjacent": _Network(_Adjacent),
+        "softmax": _Network(_softmax, _SMOOTH),
         "two_input": _Network(_TwoInputs, _SMOOTH, shapes=lambda features: ((features,), (2,))),
     }
 )

@@ -27,6 +27,8 @@ from axplain.specs import Claim
 
 #: cases that a rate is measured over; fewer let correct code fail by chance
 RATE_CASES = 64
+#: rows that one call of a drawn case may cost
+MOST_ROWS = 5_000
 
 
 @attrs.frozen
@@ -52,6 +54,8 @@ class Tally:
     sum: float = 0.0
     last: Any = None
     silent: str = ""
+    failed: Any = None
+    found: str = ""
 
 
 def run(pair: Pair, effort: Effort, subject: Subject | None = None) -> Record:
@@ -76,8 +80,10 @@ def record_of(pair: Pair, effort: Effort, body: Callable[[Axiom, Tally], None]) 
         record = attrs.evolve(record, outcome="skip", reason=str(nothing))
     except Violation as violation:
         failure = str(violation)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         failure = _cause(error)
+        if isinstance(error, Flaky) and tally.found:
+            tally.last, failure = tally.failed, f"{tally.found}; {failure}"
     seconds = time.perf_counter() - started
     record = attrs.evolve(record, cases=tally.cases, used=tally.used, gap=tally.gap, seconds=seconds)
     return _concluded(record, pair, failure, tally)
@@ -103,7 +109,7 @@ def _within(tally: Tally) -> str:
     return f", in case {tally.cases + 1}" if tally.cases else ", before it finished one case"
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """Say what went wrong in other people's code: our own errors say it already."""
     if isinstance(error, Flaky):
         return "the same case fails and passes: it depends on something besides its arguments and its seed"
@@ -126,7 +132,10 @@ def _search(pair: Pair, axiom: Axiom, subject: Subject | None, effort: Effort, t
         if not inner:
             raise NotApplicable("no installed method claims it, that could be inside")
         for each, inherited in inner:
-            _draw(axiom, each.claiming(claim), inherited, max(effort.examples // 4, 2), effort, tally)
+            with suppress(NotApplicable):
+                _draw(axiom, each.claiming(claim), inherited, max(effort.examples // 4, 2), effort, tally)
+        if not tally.cases:
+            raise NotApplicable(tally.silent or "none of the methods inside has a case")
     else:
         _claimed(axiom, subject, claim, effort, tally)
 
@@ -135,7 +144,7 @@ def _heirs(subject: Subject, claim: Claim) -> Iterator[tuple[Subject, Claim]]:
     """Yield a lift around every method that claims its axiom, with that method's own claim."""
     parameter = inner_parameter(subject.spec)
     if parameter is None:
-        raise NotApplicable("it inherits the axiom from no parameter")
+        raise Violation("it inherits the axiom from no parameter: no method is inside it")
     for spec in catalog().specs.values():
         own = spec.claim(claim.id) if spec.kind in EXPLAINS and inner_parameter(spec) is None else None
         if own is not None and own.kind in ("exact", "approximate", "for_class"):
@@ -178,7 +187,9 @@ def _draw(axiom: Axiom, subject: Subject, claim: Claim | None, examples: int, ef
     @given(questions)
     def probe(question: Question) -> None:
         try:
-            ask(axiom.check, question.case(subject, claim), tally, question)
+            case = question.case(subject, claim)
+            _check_price(case)
+            ask(axiom.check, case, tally, question)
         except NotApplicable as nothing:
             tally.silent = str(nothing)
             assume(False)
@@ -189,6 +200,15 @@ def _draw(axiom: Axiom, subject: Subject, claim: Claim | None, examples: int, ef
         raise NotApplicable(tally.silent or "no case could be drawn")
 
 
+def _check_price(case: Case) -> None:
+    """Leave out cases that would cost too many rows, such as all subsets of many features."""
+    if case.subject.spec.cost is None:  # adapters of other libraries may state none
+        return
+    rows = case.price().forward_rows
+    if rows > MOST_ROWS:
+        raise NotApplicable(f"a case would cost {rows} rows")
+
+
 def ask(check: Callable[[Case], Gap | None], case: Case, tally: Tally, label: Any) -> None:
     """Ask one case and add what it shows to the tally.
 
@@ -196,11 +216,15 @@ def ask(check: Callable[[Case], Gap | None], case: Case, tally: Tally, label: An
         Violation: the axiom does not hold in it.
     """
     tally.last = label
-    gap = check(case)
-    tally.cases += 1
-    if gap is not None and gap.error.numel():
-        tally.gap, tally.sum = max(tally.gap, gap.worst), tally.sum + float(gap.error.mean())
-    tally.used = max(tally.used, judge(gap, case.claim, eps_of(case)))
+    try:
+        gap = check(case)
+        tally.cases += 1
+        if gap is not None and gap.error.numel():
+            tally.gap, tally.sum = max(tally.gap, gap.worst), tally.sum + float(gap.error.mean())
+        tally.used = max(tally.used, judge(gap, case.claim, eps_of(case)))
+    except Violation as violation:
+        tally.failed, tally.found = label, str(violation)
+        raise
     tally.last = None
 
 

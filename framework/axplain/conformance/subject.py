@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import attrs
 
-from axplain.cost import Cost, planned_cost
 from axplain.discovery import describe
 from axplain.formula import Formula
 from axplain.parameters import Call, settle
@@ -80,10 +79,6 @@ class Subject:
         if claim.when == "stdev_zero":
             settled["stdev"] = 0.0
         return self.evolve(**settled) if settled else self
-
-    def price(self, batch: int, references: int) -> Cost:
-        """Return what the spec says that a call costs, without checks."""
-        return planned_cost(self.call, batch, references, tolerance=None, verify=False, predicts=False)
 
 
 def few(spec: Spec) -> dict[str, Any]:

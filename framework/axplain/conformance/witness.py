@@ -58,7 +58,7 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
         "value": tensor.detach().clone(),
         "version": None if tensor.is_inference() else tensor._version,
         "requires_grad": tensor.requires_grad,
-        "grad": tensor.grad if tensor.is_leaf else None,
+        "grad": tensor.grad.clone() if tensor.is_leaf and tensor.grad is not None else None,
         "hooks": bool(tensor._backward_hooks),
     }
 

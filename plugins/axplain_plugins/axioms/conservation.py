@@ -97,21 +97,12 @@ def check_lrp_conservation(case: Case) -> Gap:
 
 
 _MLPS: Final = ("smooth", "piecewise_linear", "bias_free_relu")
+_MORE: Final = ("two_input", "adjacent", "softmax")
 _AXIOMS: Final[dict[str, Any]] = {
     "completeness": partial(
         Axiom,
         check_completeness,
-        models=(
-            *_MLPS,
-            "linear",
-            "additive",
-            "with_dummy",
-            "conv_pool",
-            "attention",
-            "shared_modules",
-            "functional",
-            "two_input",
-        ),
+        models=(*_MLPS, "linear", "additive", "conv_pool", "attention", "shared_modules", "functional", *_MORE),
     ),
     "linear_exactness": partial(Axiom, check_linear_exactness, models=("linear",), own=False),
     "null_at_baseline": partial(

@@ -76,12 +76,16 @@ def check_shift(case: Case) -> Gap:
 
 
 _MODELS: Final = ("smooth", "piecewise_linear", "conv_pool", "attention", "shared_modules", "functional", "two_input")
-#: rows of their own: at a constant one every maximum is tied, and rounding would untie it
+#: rows of their own: at a constant one every maximum is tied, at zero every kink without a bias is met
 _UNTIED: Final = ("one", "each", "set")
 _AXIOMS: Final[dict[str, Any]] = {
     "linearity": partial(Axiom, check_linearity, models=_MODELS, wraps=True),
     "implementation_invariance": partial(
-        Axiom, check_implementation_invariance, models=("smooth", "piecewise_linear", "bias_free_relu"), own=False
+        Axiom,
+        check_implementation_invariance,
+        models=("smooth", "piecewise_linear", "bias_free_relu", "conv_pool"),
+        baselines=_UNTIED,
+        own=False,
     ),
     "affine_scale": partial(Axiom, check_affine_scale, models=_MODELS, baselines=_UNTIED, wraps=True),
     "shift": partial(Axiom, check_shift, models=_MODELS, baselines=_UNTIED, wraps=True),

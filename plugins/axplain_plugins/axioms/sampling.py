@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from axplain import hookimpl
+from axplain import ArgumentError, hookimpl
 from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Violation
 from axplain.conformance.subject import few, inner_parameter
 from axplain.structure import Tensors, map_tensors
@@ -75,17 +76,23 @@ def _evolved(case: Case, **parameters: Any) -> Case:
 
 
 def check_conservative_masks(case: Case) -> None:
-    """Every element that the model is asked about is one of x or of x', bit for bit, also beside infinities."""
+    """Every element that the model is asked about is one of x or of x', bit for bit, also beside infinities.
+
+    A method that refuses infinities is asked with the largest number there is: differences with it overflow.
+    """
     asked: list[Tensors] = []
 
     def recording(*inputs: Tensor) -> Tensor:
         asked.append(map_tensors(Tensor.clone, inputs))
-        return case.value(*map_tensors(lambda x: torch.nan_to_num(x, posinf=3.0, neginf=-3.0), inputs))
+        return case.value(*map_tensors(lambda x: torch.nan_to_num(x).clamp(-3, 3), inputs))
 
-    huge = torch.finfo(case.inputs[0].dtype).max  # differences with it overflow, and a product with 0 is not nothing
-    inputs = tuple(_with(tensor, huge) for tensor in case.inputs)
-    absent = map_tensors(lambda rows: -_with(rows, huge), case.absent)
-    case.attributions_of(recording, inputs, absent)
+    for value in (torch.inf, torch.finfo(case.inputs[0].dtype).max):
+        asked.clear()
+        inputs = tuple(_with(tensor, value) for tensor in case.inputs)
+        absent = case.absent if value == torch.inf else tuple(-_with(rows, value) for rows in case.absent)
+        with suppress(ArgumentError):
+            case.attributions_of(recording, inputs, absent)
+            break
     for rows in asked:
         for got, x, ref in zip(rows, inputs, absent, strict=True):
             known = (got.unsqueeze(1) == torch.cat([x, ref]).unsqueeze(0)).any(1)

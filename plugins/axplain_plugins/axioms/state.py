@@ -21,10 +21,28 @@ from axplain.structure import Tensors
 
 def check_clean_model(case: Case) -> None:
     """Hooks, attributes, buffers, parameters and their storage, gradients, flags, inputs, generators: all as before."""
-    with _unchanged(case, case.model, "a call"):
-        case.explain(verify=True)
-    with _unchanged(case, case.model, "a call under no_grad"), torch.no_grad():
-        case.explain()
+    model = _lived_in(case)
+    with _unchanged(case, model, "a call"):
+        case.explain(model, verify=True)
+    with torch.no_grad(), _unchanged(case, model, "a call under no_grad"):
+        case.explain(model)
+
+
+def _lived_in(case: Case) -> nn.Module:
+    """Return the model with what a user may have left on it: hooks, gradients, and a parameter that is frozen."""
+    model = _module(case)
+    if case.recipe is None:
+        return model
+    for module in model.modules():
+        module.register_forward_hook(_listen)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    parameter.requires_grad_(False)  # the last; every model of the kit has some
+    return model
+
+
+def _listen(*_: Any) -> None:
+    pass
 
 
 class _PlannedError(Exception):
@@ -96,7 +114,10 @@ def check_determinism(case: Case) -> None:
 def check_idempotence(case: Case) -> None:
     """The second call gives the bits of the first, also with another question between them."""
     first = case.attributions()
+    kept = tuple(map(Tensor.clone, first))
     case.explain(x=case.structure.pack([tensor * 0.5 for tensor in case.inputs]))
+    if not all(map(torch.equal, first, kept)):
+        raise Violation("the next answer overwrites the first: it is written into the same memory")
     if not all(map(torch.equal, case.attributions(), first)):
         raise Violation("the same question, asked again, gets other numbers")
 
@@ -105,10 +126,12 @@ def check_training_guard(case: Case) -> None:
     """A model with dropout or batch normalisation in training is refused or warned of, and left in training."""
     model = nn.Sequential(nn.Dropout(0.5), _module(case)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    usual = set(case.heard(nn.Sequential(nn.Dropout(0.5), _module(case)).eval(), verify=True)[1])
+    model.train()
     try:
-        _, warned = case.heard(model, verify=True)
+        warned = set(case.heard(model, verify=True)[1]) - usual
     except Exception:  # a refusal, by whatever name
-        warned = ["refused"]
+        warned = {"refused"}
     if not warned:
         raise Violation("dropout was active and nothing was said")
     if not all(module.training for module in model.modules()):

@@ -1,0 +1,1 @@
+"""Guided integrated gradients, a method for axplain: its spec lies beside its code."""

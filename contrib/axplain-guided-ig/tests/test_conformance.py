@@ -1,0 +1,3 @@
+from axplain.conformance import conformance_suite
+
+TestConformance = conformance_suite("axplain-guided-ig")

@@ -1,0 +1,96 @@
+"""Groups of elements that are switched on and off together: the door for `feature_mask`, and what features mean."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain.errors import ArgumentError
+from axplain.structure import Structure, Tensors, map_tensors
+
+
+@attrs.frozen(eq=False)
+class Groups:
+    """Which feature each element belongs to; one numbering, 0 to `count` - 1, over all inputs.
+
+    `ids`: (1 or batch, ...) per tensor; None where every element is a feature of its own, in the order of the inputs.
+    """
+
+    count: int
+    shapes: tuple[torch.Size, ...]
+    ids: Tensors | None = None
+
+    def take(self, index: Tensor) -> Groups:
+        """Return the groups of some examples."""
+        if self.ids is None:
+            return self
+        return attrs.evolve(self, ids=map_tensors(lambda ids: ids[index] if len(ids) > 1 else ids, self.ids))
+
+    def elements(self, mask: Tensor) -> Tensors:
+        """Return (samples, 1 or batch, ...) per tensor: what (samples, features) says of each."""
+        samples = len(mask)
+        if self.ids is not None:
+            return map_tensors(lambda ids: mask[:, ids], self.ids)
+        parts = mask.split([math.prod(shape) for shape in self.shapes], 1)  # type: ignore[no-untyped-call]
+        return tuple(part.view(samples, 1, *shape) for part, shape in zip(parts, self.shapes, strict=True))
+
+    def spread(self, features: Tensor) -> Tensors:
+        """Return (batch, ...) per tensor: every element gets the number of its feature, from (batch, features)."""
+        batch = len(features)
+        if self.ids is None:
+            parts = features.split([math.prod(shape) for shape in self.shapes], 1)  # type: ignore[no-untyped-call]
+            return tuple(part.reshape(batch, *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        rows = torch.arange(batch, device=features.device)
+        return map_tensors(lambda ids: features[rows.view(-1, *[1] * (ids.ndim - 1)), ids], self.ids)
+
+
+def resolve_groups(given: Any, inputs: Tensors, structure: Structure) -> Groups:
+    """Turn `feature_mask` into groups with consecutive ids; None makes every element a feature.
+
+    Raises:
+        ArgumentError: a mask is no tensor of whole numbers, or does not fit its input.
+    """
+    shapes = tuple(tensor.shape[1:] for tensor in inputs)
+    if given is None:
+        return Groups(sum(map(math.prod, shapes)), shapes)
+    labels = structure.labels("feature_mask")
+    masks = _masks(given, structure, inputs)
+    fitted = tuple(_fit(mask, x, label) for mask, x, label in zip(masks, inputs, labels, strict=True))
+    known, packed = torch.unique(torch.cat([ids.flatten() for ids in fitted]), return_inverse=True)
+    parts = packed.split([ids.numel() for ids in fitted])
+    ids = tuple(part.view_as(mask) for part, mask in zip(parts, fitted, strict=True))
+    return Groups(len(known), shapes, ids)
+
+
+def _masks(given: Any, structure: Structure, inputs: Tensors) -> tuple[Any, ...]:
+    if structure.kind == "tensor":
+        return (given,)
+    if structure.kind == "dict":
+        if not isinstance(given, dict) or given.keys() != set(structure.names):
+            raise ArgumentError("feature_mask", f"{type(given).__name__} came", f"a dict with {list(structure.names)}")
+        return structure.unpack(given)
+    if not isinstance(given, tuple) or len(given) != len(inputs):
+        raise ArgumentError(
+            "feature_mask", f"{type(given).__name__} came", f"a tuple of {len(inputs)}, one for each input"
+        )
+    return given
+
+
+def _fit(mask: Any, x: Tensor, label: str) -> Tensor:
+    """Return a mask as (1 or batch, ...) whole numbers on the input's device."""
+    if hasattr(mask, "__array__") and not isinstance(mask, Tensor):
+        mask = torch.as_tensor(mask)
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+        came = f"{mask.dtype} came" if isinstance(mask, Tensor) else f"{type(mask).__name__} came"
+        raise ArgumentError(label, came, "a tensor of whole numbers, one for each element")
+    expected = f"{(1, *x.shape[1:])}, or {tuple(x.shape)} for groups of each example's own"
+    if mask.shape == x.shape[1:] and mask.ndim < x.ndim:
+        raise ArgumentError(label, f"shape {tuple(mask.shape)} came", expected, "Call .unsqueeze(0) on it.")
+    fits = mask.ndim == x.ndim and len(mask) in (1, len(x))
+    if not fits or any(size not in (1, full) for size, full in zip(mask.shape[1:], x.shape[1:], strict=True)):
+        raise ArgumentError(label, f"shape {tuple(mask.shape)} came", expected)
+    return mask.to(x.device, torch.long).expand(len(mask), *x.shape[1:])

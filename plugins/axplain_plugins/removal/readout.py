@@ -1,0 +1,93 @@
+"""What the values of coalitions say of each feature: a sparse matrix times the values, and its standard errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain import hookimpl
+from axplain.problem import Problem
+from axplain.protocols import Answers, Coefficients, Plan, Points, Reduced
+
+#: independent estimates below which their spread says too little to stop at
+LEAST_UNITS = 8
+
+
+@attrs.define(eq=False)
+class Sums:
+    """The sum so far, (features, batch); or the estimate that is not whole yet, and the moments of those that are."""
+
+    total: Tensor
+    units: int = 0
+    mean: Tensor | None = None
+    spread: Tensor | None = None
+    ends: tuple[Tensor, Tensor] | None = None
+
+
+@attrs.frozen
+class Readout:
+    """`sum_s coefficient_sf * value_s`; where samples are independent estimates, their mean, by Welford."""
+
+    def start(self, block: Problem, plan: Plan) -> Sums:
+        size = (block.features().count, block.batch)
+        wide = torch.float32 if block.device.type == "mps" else torch.float64
+        return Sums(torch.zeros(size, dtype=wide, device=block.device))
+
+    def update(self, state: Sums, points: Points, answers: Answers) -> Sums:
+        entries = points.coefficients
+        assert entries is not None and answers.value is not None, "checked when the spec was loaded"
+        state.ends = answers.ends or state.ends
+        values = answers.value.view(points.samples, -1).to(state.total.dtype)
+        if state.ends is not None:
+            values = torch.cat([values, state.ends[1][None].to(values), state.ends[0][None].to(values)])
+        terms = entries.factor[:, None].to(values.dtype) * values[entries.sample]
+        if entries.unit is None:
+            state.total.index_add_(0, entries.feature, terms)
+        else:
+            _add_units(state, entries, terms)
+        return state
+
+    def finish(self, state: Sums, block: Problem) -> Reduced:
+        features = (state.total if state.mean is None else state.mean).T
+        errors = None
+        if state.spread is not None and state.units >= LEAST_UNITS:
+            errors = block.features().spread((state.spread / (state.units * (state.units - 1))).sqrt().T)
+        return Reduced(block.features().spread(features), errors, features)
+
+
+def _add_units(state: Sums, entries: Coefficients, terms: Tensor) -> None:
+    """Add the estimates that are whole to the moments, and keep the one that is not."""
+    assert entries.unit is not None, "asked for entries that have units"
+    features, batch = state.total.shape
+    last = int(entries.unit.max()) if len(entries.unit) else -1
+    count = max(last + 1, entries.complete) - state.units
+    if count <= 0:
+        return
+    sums = torch.zeros(count * features, batch, dtype=terms.dtype, device=terms.device)
+    sums.index_add_(0, (entries.unit - state.units) * features + entries.feature, terms)
+    sums = sums.view(count, features, batch)
+    sums[0] += state.total
+    whole = entries.complete - state.units
+    if whole > 0:
+        _merge(state, sums[:whole])
+    state.total = sums[whole].clone() if whole < count else torch.zeros_like(state.total)
+
+
+def _merge(state: Sums, estimates: Tensor) -> None:
+    count, before = len(estimates), state.units
+    mean = estimates.mean(0)
+    spread = (estimates - mean).square().sum(0)
+    if state.mean is not None and state.spread is not None:
+        step, share = mean - state.mean, count / (before + count)
+        mean = state.mean + step * share
+        spread = state.spread + spread + step * step * before * share
+    state.mean, state.spread, state.units = mean, spread, before + count
+
+
+@hookimpl
+def axplain_plugin() -> Any:
+    """Return the class behind `readout`."""
+    return Readout
