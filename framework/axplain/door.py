@@ -217,6 +217,9 @@ def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
                 f"shape {tuple(item.shape)} came",
                 f"at least {spec.requires.min_dims} dimensions, the batch first: {spec.name} needs them",
             )
+        if len(item) < spec.requires.min_batch:
+            expected = f"at least {spec.requires.min_batch} examples: {spec.name} compares them"
+            raise ArgumentError(label, f"{len(item)} came", expected)
         if spec.requires.input_dtype == "floating" and not item.is_floating_point():
             raise ArgumentError(
                 label, f"{item.dtype} came", f"a floating tensor: {spec.name} differentiates with respect to it",

@@ -24,9 +24,11 @@ class Points:
     """Where the model is looked at, and what couples the stages.
 
     `x`: (samples * examples, ...) per tensor; None where `mask` says it: x where a feature is present, the reference
-    where it is absent. `mask`: (samples, features), shared by the examples. `coefficients`: what each value adds to
-    each feature. `weight`: (samples,) float64. `tangent`: (1 or samples, examples, ...) per tensor, the derivative of
-    the path. `references`: for an inner method, one reference of each row.
+    where it is absent. `mask`: (samples, features), shared by the examples. `repeats`: masks that come several times.
+    `drawn`: (samples,), which masks were drawn by chance and not because all fit. `soft`: (samples, 1, ...) per tensor,
+    how much of x shows. `coefficients`: what each value adds to each feature. `weight`: (samples,) float64. `tangent`:
+    (1 or samples, examples, ...) per tensor, the derivative of the path. `references`: for an inner method, one
+    reference of each row.
     """
 
     x: Tensors | None
@@ -37,6 +39,8 @@ class Points:
     mask: Tensor | None = None
     coefficients: Coefficients | None = None
     repeats: Repeats | None = None
+    drawn: Tensor | None = None
+    soft: Tensors | None = None
 
     @property
     def rows(self) -> Tensors:

@@ -35,7 +35,7 @@ GIVES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "method": frozenset({"attribution", "terms"}),
     }
 )
-PROVIDES: Final = frozenset({"weight", "mask", "coefficients", "tangent", "references"})
+PROVIDES: Final = frozenset({"weight", "mask", "soft", "coefficients", "tangent", "references"})
 
 ParameterType = Literal["int", "float", "bool", "choice", "text", "shape", "method", "tensor", "callable"]
 BaselineKind = Literal["none", "reference", "reference_set"]
@@ -118,12 +118,13 @@ class Composition:
 class Requires:
     """What must hold before the first forward pass.
 
-    `min_dims`: least dimensions of each input, batch included. `features`: what the method switches on
-    and off: nothing, every element by itself, or groups of them, which `feature_mask` gives.
+    `min_dims`: least dimensions of each input, batch included. `min_batch`: least examples. `features`: what the method
+    switches on and off: nothing, every element by itself, or groups of them, which `feature_mask` gives.
     """
 
     input_dtype: Literal["any", "floating"] = "any"
     min_dims: int = 1
+    min_batch: int = 1
     features: Literal["none", "elements", "grouped"] = "none"
 
 

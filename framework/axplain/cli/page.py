@@ -121,8 +121,9 @@ def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
         default = f"; by default {value_text(spec.baselines)}" if spec.baselines else ""
         yield "baselines", _BASELINES[spec.baseline] + default
     if spec.kind in EXPLAINS:
+        least = f", at least {spec.requires.min_batch} examples" if spec.requires.min_batch > 1 else ""
         dims = f", at least {spec.requires.min_dims} dimensions" if spec.requires.min_dims > 1 else ""
-        yield "inputs", f"tensors of {spec.requires.input_dtype} type{dims}"
+        yield "inputs", f"tensors of {spec.requires.input_dtype} type{dims}{least}"
     if spec.requires.features != "none":
         yield "features", _FEATURES[spec.requires.features]
     if spec.needs:

@@ -90,7 +90,7 @@ def questions(axiom: Axiom, claim: Claim | None, subject: Subject) -> SearchStra
     return st.builds(
         Question,
         model=models(*kinds, features=axiom.features),
-        batch=st.just(1) if axiom.wraps else st.integers(*axiom.batch),
+        batch=_batches(axiom, subject.min_batch),
         baselines=st.sampled_from(_forms(axiom, subject)),
         target=st.integers(0, 2),
         seed=_seeds(),
@@ -104,6 +104,13 @@ def kinds_of(axiom: Axiom, claim: Claim | None, subject: Subject) -> tuple[Kind,
         wanted = claim.model_class or (claim.when if claim.when in CONDITIONS else None)
     kinds = kinds_with(wanted, axiom.models)
     return tuple(k for k in kinds if min(map(len, Recipe(k).shapes)) + 1 >= subject.min_dims)
+
+
+def _batches(axiom: Axiom, least: int) -> SearchStrategy[int]:
+    """One example where functions are made for it, as many as the method needs at least."""
+    if axiom.wraps:
+        return st.just(least)
+    return st.integers(max(axiom.batch[0], least), max(axiom.batch[1], least))
 
 
 def _forms(axiom: Axiom, subject: Subject) -> tuple[Form, ...]:

@@ -56,6 +56,11 @@ class Subject:
         return max(self.spec.requires.min_dims, self.call.innermost.spec.requires.min_dims)
 
     @property
+    def min_batch(self) -> int:
+        """The least examples of a call."""
+        return max(self.spec.requires.min_batch, self.call.innermost.spec.requires.min_batch)
+
+    @property
     def seeded(self) -> bool:
         """Whether it, or a method inside it, draws random numbers."""
         call: Call | None = self.call

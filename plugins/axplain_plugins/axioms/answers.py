@@ -13,6 +13,9 @@ from axplain import hookimpl
 from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Violation
 from axplain.structure import map_tensors
 
+#: between two inputs of which the attributions of a float64 call differ by their slope, not by rounding
+STEP: Final = 1e-6
+
 
 def check_mirror(case: Case) -> None:
     """Attributions have the structure, shape and device of the input, and are finite; nobody else's memory."""
@@ -58,7 +61,7 @@ def _check_digits(case: Case, middle: tuple[Tensor, ...]) -> None:
     """Over steps of 1e-6 attributions bend by their curvature times 1e-12; single precision shows as 1e-8."""
     left, right = (case.attributions(x=case.structure.pack([x + step for x in case.inputs])) for step in (-STEP, STEP))
     for low, here, high in zip(left, middle, right, strict=True):
-        bend = (low - 2 * here + high).abs()
+        bend = (low - 2 * here + high).detach().abs()
         if float(bend.median()) > 2e-9 * float(here.abs().max()):
             raise Violation(
                 "the attributions of a float64 call are no more exact than float32: something accumulates in float32"
@@ -77,7 +80,6 @@ def _in(case: Case, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return answer
 
 
-STEP: Final = 1e-6
 _MODELS: Final = ("smooth", "conv_pool", "attention", "shared_modules", "functional", "two_input")
 _AXIOMS: Final[dict[str, Any]] = {
     "mirror": partial(Axiom, check_mirror, models=_MODELS),

@@ -39,12 +39,12 @@ def check_dummy(case: Case) -> Gap:
     if case.recipe is not None and case.recipe.kind == "with_dummy":
         phi = case.attributions()
         return Gap.between(phi[0][:, 0], torch.zeros(len(phi[0])), "attribution of a feature with a weight of zero")
-    extra = case.numbers(1, *[1] * (case.inputs[0].ndim - 2), 3)
+    extra = case.numbers(len(case.inputs[0]), *[1] * (case.inputs[0].ndim - 2), 3)
 
     def blind(*inputs: Tensor) -> Tensor:
         return case.value(*inputs[:-1]) + 0.0 * inputs[-1].flatten(1).sum(1)
 
-    absent = (*case.absent, torch.zeros_like(extra).expand(len(case.absent[0]), *extra.shape[1:]))
+    absent = (*case.absent, extra.new_zeros(len(case.absent[0]), *extra.shape[1:]))
     got = case.attributions_of(blind, (*case.inputs, extra), absent)[-1]
     return Gap.between(got, torch.zeros_like(got), "attributions of an input that is multiplied by zero")
 

@@ -31,6 +31,17 @@ class _Counter(nn.Module):
         return self.model(*args, **kwargs)
 
 
+class _Negated(nn.Module):
+    """The model with its sign turned: what is signed turns with it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any) -> Any:
+        return -self.model(*args)
+
+
 def check_cost(case: Case) -> None:
     """Rows that pass through the model are those of the spec's formula; where the bound is upper, at most those."""
     if case.subject.spec.cost is None:
@@ -69,8 +80,7 @@ def _check_seed(case: Case) -> None:
 
 
 def _check_signs(case: Case) -> None:
-    asked = [case.attributions(x=x, target=target) for x in (case.x, -case.x) for target in (0, -1)]
-    answers = [tensor for answer in asked for tensor in answer]
+    answers = [*case.attributions(), *case.attributions(_Negated(case.model))]
     if not any(bool(tensor.any()) for tensor in answers):
         return  # a network that is dead wherever it was asked: zeros have no sign
     negative = any(bool((tensor < 0).any()) for tensor in answers)

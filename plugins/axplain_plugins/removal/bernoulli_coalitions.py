@@ -1,0 +1,67 @@
+"""Every feature present or absent by the toss of a coin, coalitions near the input weighing more."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain import hookimpl
+from axplain.problem import Problem
+from axplain.protocols import Points, Repeats
+from axplain_plugins.removal.repeats import repeats_of, within
+
+
+@attrs.frozen
+class BernoulliCoalitions:
+    """The full coalition and n - 1 drawn ones; weight exp(-distance^2 / width^2), the distance to the full coalition.
+
+    Of k features of d: 1 - sqrt(k / d) by the cosine, sqrt(d - k) by Euclid.
+    """
+
+    n: int
+    kernel: Literal["cosine", "euclidean"]
+    width: float | None
+
+    def plan(self, problem: Problem) -> BernoulliPlan:
+        features = problem.features().count
+        generator = problem.key.at("coalitions").generator()
+        masks = torch.rand(self.n, features, generator=generator, dtype=torch.float64, device="cpu") < 0.5
+        masks[0] = True
+        present = masks.sum(1).double()
+        if self.kernel == "cosine":
+            distance, width = 1 - (present / features).sqrt(), 0.25
+        else:
+            distance, width = (features - present).sqrt(), 0.75 * math.sqrt(features)
+        weights = torch.exp(-((distance / (self.width or width)) ** 2))
+        return BernoulliPlan(self.n, masks, weights, repeats_of(masks))
+
+
+@attrs.frozen(eq=False)
+class BernoulliPlan:
+    """Masks (samples, features) and their weights."""
+
+    count: int
+    masks: Tensor
+    weights: Tensor
+    repeats: Repeats | None
+    columns: Tensor | None = None
+
+    def draw(self, block: Problem, samples: range) -> Points:
+        rows = slice(samples.start, samples.stop)
+        return Points(
+            None,
+            len(samples),
+            mask=self.masks[rows].to(block.device),
+            weight=self.weights[rows].to(block.device),
+            repeats=within(self.repeats, samples),
+        )
+
+
+@hookimpl
+def axplain_plugin() -> Any:
+    """Return the class behind `bernoulli_coalitions`."""
+    return BernoulliCoalitions
