@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axplain.adapters import from_numpy, per_batch
     from axplain.conformance.checking import check
     from axplain.cost import Cost
     from axplain.discovery import Catalog, catalog, describe, methods
@@ -53,9 +54,11 @@ _HOMES = {
     "estimate": "face",
     "evaluating": "guard",
     "explain": "face",
+    "from_numpy": "adapters",
     "hookimpl": "hooks",
     "methods": "discovery",
     "neuron": "targets",
+    "per_batch": "adapters",
     "shared": "door",
 }
 
@@ -81,9 +84,11 @@ __all__ = [
     "estimate",
     "evaluating",
     "explain",
+    "from_numpy",
     "hookimpl",
     "methods",
     "neuron",
+    "per_batch",
     "shared",
 ]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import platform
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +30,7 @@ from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry
 from axplain.residuals import warn_if_drifting, warn_incomplete
-from axplain.specs import Spec
+from axplain.specs import FromParameter, Spec
 from axplain.structure import Rows, Tensors, all_finite
 from axplain.targets import NeuronTarget, PredictedTarget
 
@@ -86,7 +87,8 @@ def explain(
         baselines: what stands for absence: a number, a tensor, a callable, the name of a baseline plugin or
             {"use": name, ...}; a tuple or dict of these for several inputs; `axplain.distribution(t)` for a set.
         layer: reserved: methods of this version explain the input.
-        feature_mask: groups of features, for methods that switch features on and off.
+        feature_mask: whole numbers in the structure of x, (1 or batch, ...) each: elements with one number are one
+            feature, also across inputs. For methods that switch features on and off; None: every element is one.
         additional_forward_args: positional arguments after x (before it, where x is a dict), not explained. Tensors
             with one row per example follow the examples; `axplain.shared(t)` passes one as it is.
         forward_kwargs: the same, by keyword.
@@ -94,8 +96,9 @@ def explain(
         modality: how to encode an x that is no tensor: a name or {"use": "image", "transform": ...}.
         batch_size: rows of one model pass; "auto" measures what fits.
         seed: of everything drawn; None draws a fresh one and records it.
-        tolerance: refine until the residual is at most this, in units of the target, instead of a fixed rule. It
-            bounds the sum; where errors of both signs cancel, single attributions are off by a little more.
+        tolerance: refine until the residual, or every standard error of a sampled method, is at most this, in units of
+            the target, instead of a fixed number of samples. A residual bounds the sum; where errors of both signs
+            cancel, single attributions are off by a little more.
         verify: check the answer where the method claims completeness, and the model for determinism.
         progress: True shows a bar; a callback gets (rows done, rows in all), and may raise to cancel.
         **parameters: of the method; `axplain.describe(method)` lists them.
@@ -231,11 +234,28 @@ def _explanation(
 
 def _tolerance_note(asked: Question, outcome: Outcome, engine: Engine) -> dict[str, Any]:
     """Say whether the tolerance that was asked for was reached, and what that took."""
-    if asked.tolerance is None or "completeness" not in outcome.checks:
+    if asked.tolerance is None:
         return {}
-    worst = float(outcome.checks["completeness"].abs().max())
+    what, worst, _ = _worst(asked, outcome)
     reached = worst <= asked.tolerance
-    return {"tolerance": {"asked": asked.tolerance, "reached": reached, "rows": engine.count.forward}}
+    return {"tolerance": {"asked": asked.tolerance, "reached": reached, what: worst, "rows": engine.count.forward}}
+
+
+def _worst(asked: Question, outcome: Outcome) -> tuple[str, float, str]:
+    """Return what a tolerance bounds, how large it is, and the parameter that would let it shrink."""
+    composition = asked.call.spec.composition
+    if composition is not None and composition.until:
+        errors = outcome.standard_errors
+        worst = max((float(error.max()) for error in errors), default=0.0) if errors else math.inf
+        return "standard error", worst, _parameter_of(composition.until)
+    assert composition is not None and composition.refinement is not None, "the door refuses other tolerances"
+    residual = outcome.checks.get("completeness")
+    worst = math.inf if residual is None else float(residual.abs().max())
+    return "residual", worst, _parameter_of(composition.refinement.arguments)
+
+
+def _parameter_of(arguments: Mapping[str, Any]) -> str:
+    return next((value.parameter for value in arguments.values() if isinstance(value, FromParameter)), "")
 
 
 def _gradient_note(engine: Engine) -> dict[str, Any]:
@@ -264,10 +284,10 @@ def _judge(asked: Question, outcome: Outcome, explanation: Explanation) -> None:
             )
     reached = explanation.notes.get("tolerance", {}).get("reached")
     if reached is False:
-        worst = float(outcome.checks["completeness"].abs().max())
+        what, worst, parameter = _worst(asked, outcome)
         warn(
             f"{explanation.method}: tolerance={asked.tolerance:g} was not reached after "
-            f"{explanation.cost.forward_rows} rows; the largest residual is {worst:.3g}. Raise max_steps."
+            f"{explanation.cost.forward_rows} rows; the largest {what} is {worst:.3g}. Raise {parameter}."
         )
     claim = asked.call.innermost.spec.claim("completeness")
     if reached is None and claim is not None and "completeness" in outcome.checks:

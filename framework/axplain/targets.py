@@ -275,8 +275,8 @@ def rows_of(output: Tensor, rows: int) -> Tensor:
         shape = tuple(output.shape)
         raise UnsupportedModel(
             f"model: {rows} rows went in and the output has the shape {shape}; expected {rows} as its first dimension. "
-            "A model that mixes or reduces its batch (a mean loss, sequence-first output) needs a wrapper that returns "
-            "one row per input row."
+            "For a model that returns one number for a batch, such as a mean loss, explain axplain.per_batch(model) at "
+            "x.unsqueeze(0); sequence-first output needs a wrapper that puts the batch first."
         )
     return output
 

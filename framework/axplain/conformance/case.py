@@ -18,7 +18,7 @@ from axplain.problem import References
 from axplain.randomness import Key
 from axplain.references import Distribution, distribution, resolve_references
 from axplain.specs import Claim
-from axplain.structure import Structure, Tensors, structure_of, total
+from axplain.structure import Structure, Tensors, map_tensors, structure_of, total
 
 Form = Literal["zeros", "number", "one", "each", "set"]
 #: an argument of `Case.explain` that was not given
@@ -189,7 +189,7 @@ class Case:
         answer = self.explain(model, x, **more).attributions
         structure = structure_of(x)
         assert structure is not None
-        return structure.unpack(answer)
+        return map_tensors(torch.detach, structure.unpack(answer))
 
     @property
     def absent(self) -> Tensors:

@@ -40,7 +40,7 @@ def check_detached(case: Case) -> None:
     """Attributions carry no graph, whatever the input does."""
     inputs = map_tensors(lambda tensor: tensor.detach().clone().requires_grad_(), case.inputs)
     for x in (case.x, case.structure.pack(inputs)):
-        for got in case.attributions(x=x):
+        for got in case.structure.unpack(case.explain(x=x).attributions):
             if got.requires_grad or got.grad_fn is not None:
                 raise Violation("the attributions carry a graph: .numpy() fails, and the model stays in memory")
 
@@ -61,7 +61,7 @@ def _check_digits(case: Case, middle: tuple[Tensor, ...]) -> None:
     """Over steps of 1e-6 attributions bend by their curvature times 1e-12; single precision shows as 1e-8."""
     left, right = (case.attributions(x=case.structure.pack([x + step for x in case.inputs])) for step in (-STEP, STEP))
     for low, here, high in zip(left, middle, right, strict=True):
-        bend = (low - 2 * here + high).detach().abs()
+        bend = (low - 2 * here + high).abs()
         if float(bend.median()) > 2e-9 * float(here.abs().max()):
             raise Violation(
                 "the attributions of a float64 call are no more exact than float32: something accumulates in float32"
