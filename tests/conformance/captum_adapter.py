@@ -6,7 +6,6 @@ a seeded process in place of a seed. What it refuses aloud, as its documentation
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +14,13 @@ from typing import Any, Final
 
 import attrs
 import captum.attr
-import numpy
 import torch
 from captum.attr import NoiseTunnel, Saliency
 from tests.conformance.captum_claims import SPECS
 from torch import Tensor, nn
 
 from axplain.conformance import Case, NotApplicable, Subject
+from axplain.conformance.witness import generators_at
 from axplain.parameters import Call, settle
 from axplain.references import Distribution
 from axplain.specs import Spec
@@ -138,7 +137,7 @@ def explain(
     if peer.hooked and not isinstance(model, nn.Module):
         model = _Module(model)
     made = peer.make(model) if layer is None else peer.make(model, dict(model.named_modules())[layer])  # type: ignore[attr-defined]
-    with _seeded(seed), _quiet(), _refusing():
+    with generators_at(seed), _quiet(), _refusing():
         return Answer(made.attribute(x, **named))
 
 
@@ -158,21 +157,6 @@ def _set_of(item: Any, x: Tensor) -> Tensor:
     """Return a set of two rows at least, which is what DeepLiftShap asks for; a row that is there twice weighs once."""
     rows = item if isinstance(item, Tensor) else torch.full_like(x[:1], item)
     return rows if len(rows) > 1 else rows.repeat(2, *[1] * (rows.ndim - 1))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the process, which is all that captum listens to, and put its generators back afterwards."""
-    states = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
-    torch.manual_seed(seed)
-    numpy.random.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        numpy.random.set_state(states[1])
-        random.setstate(states[2])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from axplain.conformance.claims import Pair, every_distribution, pairs_of, specs_of
 from axplain.conformance.report import Record, Report
 from axplain.discovery import Broken, catalog
-from axplain.errors import ArgumentError, MissingExtra, near_names
+from axplain.errors import ArgumentError, near_names
 from axplain.parameters import find_spec
 from axplain.reader import RESERVED
 from axplain.specs import Spec
@@ -99,11 +99,8 @@ def _chosen(pairs: list[tuple[Spec, Pair]], axioms: tuple[str, ...]) -> list[tup
 def _runner(
     model: Any, x: Any, given: dict[str, Any], effort: tuple[int, int, float, bool]
 ) -> Callable[[Spec, Pair], Record]:
-    try:
-        from axplain.conformance.runner import Effort, run
-    except ImportError as error:
-        raise MissingExtra("the conformance kit", "conformance") from error
     from axplain.conformance.own import own_case, run_own
+    from axplain.conformance.runner import Effort, run
     from axplain.conformance.subject import Subject
 
     amount = Effort(*effort)

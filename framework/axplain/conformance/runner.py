@@ -10,8 +10,6 @@ from typing import Any
 
 import attrs
 import torch
-from hypothesis import HealthCheck, Phase, Verbosity, assume, given, settings
-from hypothesis.errors import Flaky, Unsatisfiable
 
 from axplain.conformance import strategies
 from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Question, Violation
@@ -21,9 +19,15 @@ from axplain.conformance.limits import TooLong, limited
 from axplain.conformance.report import Record
 from axplain.conformance.subject import Subject, inner_parameter
 from axplain.discovery import catalog, describe
-from axplain.errors import AxplainError
+from axplain.errors import AxplainError, MissingExtra
 from axplain.registry import registry
 from axplain.specs import Claim
+
+try:
+    from hypothesis import HealthCheck, Phase, Verbosity, assume, given, settings
+    from hypothesis.errors import Flaky, Unsatisfiable
+except ImportError as error:
+    raise MissingExtra("the conformance kit", "conformance") from error
 
 #: cases that a rate is measured over; fewer let correct code fail by chance
 RATE_CASES = 64

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-import numpy
 import torch
 from torch import Tensor, nn
 
 from axplain import hookimpl
 from axplain.conformance.case import Axiom, Case, NotApplicable, Violation
-from axplain.conformance.witness import Witness
+from axplain.conformance.witness import Witness, generators_at
 from axplain.references import Distribution
 from axplain.structure import Tensors
 
@@ -105,7 +103,7 @@ def check_determinism(case: Case) -> None:
     """Equal calls with an equal seed give equal bits, whatever state the global generators are in."""
     answers: list[Tensors] = []
     for seed in (1, 2):
-        with _generators_at(seed):
+        with generators_at(seed):
             answers.append(case.attributions())
     if not all(map(torch.equal, *answers)):
         raise Violation("the numbers depend on a global random generator, not on seed= alone")
@@ -163,20 +161,6 @@ def _tensors(baselines: Any) -> Tensors:
     rows = baselines.rows if isinstance(baselines, Distribution) else baselines
     rows = rows if isinstance(rows, tuple) else (rows,)
     return tuple(row for row in rows if isinstance(row, Tensor))
-
-
-@contextmanager
-def _generators_at(seed: int) -> Iterator[None]:
-    states = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
-    torch.manual_seed(seed)
-    numpy.random.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        numpy.random.set_state(states[1])
-        random.setstate(states[2])
 
 
 _MODELS: Final = ("smooth", "piecewise_linear", "conv_pool", "attention", "shared_modules", "two_input")
