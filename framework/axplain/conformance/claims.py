@@ -60,6 +60,7 @@ REQUIRED: Final[Mapping[str, Mapping[str, frozenset[str]]]] = MappingProxyType(
             "affine_scale": _EXACT,
             "null_at_baseline": _EXACT,
             "conservative_masks": _EXACT,
+            "feature_masks": _EXACT,
         },
         "noise": {"completeness": _ANY, "smoothing_limit": _EXACT},
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from axplain import hookimpl
-from axplain.conformance.case import Axiom, Case, Gap, NotApplicable
+from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Violation
 from axplain.structure import Tensors, map_tensors
 
 #: a difference of outputs below this, beside their size, proves nothing
@@ -104,9 +104,28 @@ def check_strong_monotonicity(case: Case) -> Gap:
     return Gap(lost, least.abs(), "attribution that was lost though the feature adds more")
 
 
+def check_feature_masks(case: Case) -> Gap:
+    """Numbers of groups mean nothing but which elements go together, and a group has one attribution."""
+    counts = [tensor[0].numel() for tensor in case.inputs]
+    each = torch.arange(sum(counts)).split(counts)  # type: ignore[no-untyped-call]
+    single = [ids.view(1, *tensor.shape[1:]) for ids, tensor in zip(each, case.inputs, strict=True)]
+    plain = case.attributions()
+    named = case.attributions(feature_mask=case.structure.pack([7 * ids - 9 for ids in single]))
+    pairs = [ids // 2 for ids in single]  # neighbours go together, also across inputs
+    grouped = case.attributions(feature_mask=case.structure.pack(pairs))
+    flat = torch.cat([tensor.flatten(1) for tensor in grouped], 1)
+    first, second = flat[:, : 2 * (flat.shape[1] // 2) : 2], flat[:, 1::2]
+    if not torch.equal(first, second):
+        raise Violation("elements of one group have different attributions")
+    return Gap.between(named, plain, "every element a group, by sparse and negative numbers", within=1e-9)
+
+
 _MODELS: Final = ("smooth", "piecewise_linear", "conv_pool", "attention", "shared_modules", "functional", "two_input")
 _FLAT: Final = ("smooth", "piecewise_linear", "additive", "two_input")
 _AXIOMS: Final[dict[str, Any]] = {
+    "feature_masks": partial(
+        Axiom, check_feature_masks, models=("smooth", "attention", "two_input"), features=(2, 4), own=False
+    ),
     "sensitivity": partial(Axiom, check_sensitivity, models=("saturated", "smooth", "attention"), wraps=True),
     "dummy": partial(Axiom, check_dummy, models=("with_dummy", *_MODELS), wraps=True),
     "symmetry": partial(Axiom, check_symmetry, models=("symmetric", *_MODELS), wraps=True),
