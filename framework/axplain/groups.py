@@ -71,12 +71,12 @@ def _masks(given: Any, structure: Structure, inputs: Tensors) -> tuple[Any, ...]
         return (given,)
     if structure.kind == "dict":
         if not isinstance(given, dict) or given.keys() != set(structure.names):
-            raise ArgumentError("feature_mask", f"{type(given).__name__} came", f"a dict with {list(structure.names)}")
+            came = f"a dict with {list(given)}" if isinstance(given, dict) else type(given).__name__
+            raise ArgumentError("feature_mask", f"{came} came", f"a dict with {list(structure.names)}")
         return structure.unpack(given)
     if not isinstance(given, tuple) or len(given) != len(inputs):
-        raise ArgumentError(
-            "feature_mask", f"{type(given).__name__} came", f"a tuple of {len(inputs)}, one for each input"
-        )
+        came = f"a tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
+        raise ArgumentError("feature_mask", f"{came} came", f"a tuple of {len(inputs)}, one for each input")
     return given
 
 

@@ -107,7 +107,10 @@ def spec_faults(spec: Spec) -> list[str]:
         faults.append("an axiom, and only an axiom, has a table [axiom] @ axiom")
     if not explains and (spec.known_failures or spec.baselines):
         faults.append(f"a {spec.kind} has no known_failures and no baselines @ known_failures")
-    faults += [f"a claim of {claim.id!r} that converges states its rate @ axioms" for claim in _rateless(spec)]
+    faults += [f"a claim of {claim.id!r} {fault} @ axioms" for claim in spec.axioms for fault in _claim_faults(claim)]
+    faults += [
+        f"a known failure has a reason @ known_failures.{n}" for n, why in spec.known_failures.items() if not why
+    ]
     if spec.provides and spec.kind != "perturbation":
         faults.append("only a perturbation provides @ provides")
     if spec.needs and spec.kind != "aggregation":
@@ -120,8 +123,15 @@ def spec_faults(spec: Spec) -> list[str]:
     return faults + _parameter_faults(spec) + _formula_faults(spec) + _reference_faults(spec)
 
 
-def _rateless(spec: Spec) -> list[Claim]:
-    return [claim for claim in spec.axioms if claim.kind == "converges" and claim.rate is None]
+def _claim_faults(claim: Claim) -> list[str]:
+    """Return what a claim of its kind has to say and does not."""
+    said: dict[str, tuple[object, str]] = {
+        "converges": (claim.rate, "rate"),
+        "approximate": (claim.tolerance, "tolerance"),
+        "for_class": (claim.model_class, "class"),
+    }
+    value, name = said.get(claim.kind, (True, ""))
+    return [] if value else [f"that is {claim.kind.replace('_', ' ')} states its {name}"]
 
 
 def _parameter_faults(spec: Spec) -> list[str]:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from axplain.cli.page import UNLIMITED, columns, heading, terminal_width
+from axplain.cli.page import EXPLAINS, UNLIMITED, columns, heading, terminal_width
 from axplain.conformance.skeleton import Skeleton
+from axplain.discovery import catalog
 
 if TYPE_CHECKING:
     from axplain.conformance.report import Record, Report
 
 _COLOURS = {"fail": "red", "known failure": "yellow", "pass": "green", "reported": "cyan", "skip": None}
-_OWN = "With --model: which claims hold on it, and by how much. "
+_OWN = "A model of yours: which claims hold on it, and by how much? "
 
 
 @click.command(short_help="Hold methods to the axioms they claim and to the contracts of all.")
@@ -31,17 +32,19 @@ _OWN = "With --model: which claims hold on it, and by how much. "
 @click.option("--random", "anew", is_flag=True, help="Draw other cases in every run.")
 @click.option("--verbose", "-v", is_flag=True, help="Print what passes and what is skipped, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--model", metavar="PKG.MOD:NAME", help=_OWN + "The model, or a function that returns it.")
+@click.option("--model", metavar="PKG.MOD:NAME", help=_OWN + "The model, or a function that returns it; needs --input.")
 @click.option(
     "--input",
     "inputs",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Its input, as `axplain explain --input` takes it.",
+    help="With --model: its input, as `axplain explain --input` takes it.",
 )
-@click.option("--target", metavar="T", help="Its target, as `axplain explain --target` takes it.")
-@click.option("--baselines", metavar="X", help="Its baselines, as `axplain explain --baselines` takes them.")
-@click.option("-p", "given", multiple=True, metavar="NAME=VALUE", help="A parameter of the method.")
+@click.option("--target", metavar="T", help="With --model: its target, as `axplain explain --target` takes it.")
+@click.option(
+    "--baselines", metavar="X", help="With --model: its baselines, as `axplain explain --baselines` takes them."
+)
+@click.option("-p", "given", multiple=True, metavar="NAME=VALUE", help="With --model: a parameter of the method.")
 @click.pass_context
 def check(
     context: click.Context, /, names: tuple[str, ...], everything: bool, verbose: bool, as_json: bool, **options: Any
@@ -54,6 +57,9 @@ def check(
 
     if bool(names) == everything:
         raise click.UsageError("name methods or distributions, or say --all.")
+    idle = [f"--{name}" for name in ("target", "baselines") if options[name]] + ["-p"] * bool(options["given"])
+    if idle and not options["model"]:
+        raise click.UsageError(f"{idle[0]} belongs to a model of yours: say --model and --input, too.")
     own = _own_question(names, options) if options["model"] or options["inputs"] else {}
     amount = {"examples": options["examples"], "seconds": options["seconds"], "random": options["anew"]}
     show = _Printer(verbose or bool(own), as_json)
@@ -143,6 +149,8 @@ def _print_summary(report: Report) -> None:
 )
 def new_method(name: str, code: bool, into: Path) -> None:
     """Write a package with a method of your own: its spec, its project file and its conformance test."""
+    if name in catalog().names(*EXPLAINS):
+        raise click.UsageError(f"{name!r} is installed already: two plugins of one name would both be refused.")
     skeleton = Skeleton(name, code=code)
     for path in skeleton.write(into):
         click.echo(f"wrote {path}")

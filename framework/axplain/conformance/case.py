@@ -13,6 +13,7 @@ from torch import Tensor
 from axplain.conformance.networks import KINDS, Kind, Recipe
 from axplain.conformance.subject import Subject
 from axplain.cost import Cost
+from axplain.errors import PluginError
 from axplain.face import estimate
 from axplain.problem import References
 from axplain.randomness import Key
@@ -85,6 +86,16 @@ class Axiom:
     wraps: bool = False
     own: bool = True
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse words that name no kind of model.
+
+        Raises:
+            PluginError: one does.
+        """
+        unknown = sorted(set(self.models) - set(KINDS))
+        if unknown:
+            raise PluginError(f"an axiom asks for models={unknown[0]!r}; there are {', '.join(KINDS)}")
+
 
 @attrs.frozen
 class Question:
@@ -96,8 +107,9 @@ class Question:
     target: int = 0
     seed: int = 0
 
-    def case(self, subject: Subject, claim: Claim | None = None) -> Case:
-        """Return the case for a method; the same question gives the same numbers."""
+    def case(self, subject: Subject | str, claim: Claim | None = None, **parameters: Any) -> Case:
+        """Return the case for a method, or for its name and parameters; the same question gives the same numbers."""
+        subject = Subject.of(subject, **parameters) if isinstance(subject, str) else subject
         generator = torch.Generator("cpu").manual_seed(1000 + self.seed)
         x = tuple(_normal(generator, self.batch, *shape) for shape in self.model.shapes)
         return Case(
@@ -124,7 +136,7 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Case:
     """A method asked about a model at an input: everything a check may use.
 
@@ -140,6 +152,10 @@ class Case:
     extra: Mapping[str, Any] = attrs.field(factory=dict)
     recipe: Recipe | None = None
     seed: int = 0
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.inputs)
+        return f"Case({self.subject}, {self.recipe or type(self.model).__name__}, x={shapes})"
 
     @property
     def structure(self) -> Structure:

@@ -20,7 +20,7 @@ def check(
     *,
     model: Callable[..., Any] | None = None,
     x: Any = None,
-    axioms: Iterable[str] = (),
+    axioms: str | Iterable[str] = (),
     examples: int = 20,
     contracts: int = 5,
     seconds: float = 60.0,
@@ -61,7 +61,7 @@ def check(
     specs, broken = _asked(methods)
     _check_names(given, specs)
     pairs = [(spec, pair) for spec in specs for pair in pairs_of(spec)]
-    pairs = _chosen(pairs, tuple(axioms))
+    pairs = _chosen(pairs, (axioms,) if isinstance(axioms, str) else tuple(axioms))
     runner = _runner(model, x, given, (examples, contracts, seconds, random))
     work = [partial(_left_out, entry) for entry in broken] + [partial(runner, spec, pair) for spec, pair in pairs]
     records: list[Record] = []
@@ -92,8 +92,13 @@ def _asked(methods: Any) -> tuple[list[Spec], list[Broken]]:
 def _chosen(pairs: list[tuple[Spec, Pair]], axioms: tuple[str, ...]) -> list[tuple[Spec, Pair]]:
     unknown = sorted(set(axioms) - {*catalog().names("axiom"), *(pair.axiom for _, pair in pairs)})
     if unknown:
-        raise ArgumentError("axioms", f"{unknown[0]!r} came", f"some of {', '.join(catalog().names('axiom'))}")
-    return [(spec, pair) for spec, pair in pairs if not axioms or pair.axiom in axioms]
+        near = near_names(unknown[0], catalog().names("axiom"))
+        cure = f"Did you mean {near}?" if near else "`axplain doctor` says what does not load."
+        raise ArgumentError("axioms", f"{unknown[0]!r} came", f"some of {', '.join(catalog().names('axiom'))}", cure)
+    chosen = [(spec, pair) for spec, pair in pairs if not axioms or pair.axiom in axioms]
+    if pairs and not chosen:
+        raise ArgumentError("axioms", f"{', '.join(axioms)} came", "axioms that one of the methods claims")
+    return chosen
 
 
 def _runner(
@@ -107,11 +112,14 @@ def _runner(
     if model is None:
         return lambda spec, pair: run(pair, amount, Subject.of(spec))
 
+    questions: dict[int, Any] = {}
+
     def on_own(spec: Spec, pair: Pair) -> Record:
-        parameters = {name: value for name, value in given.items() if name in spec.parameters}
-        rest = {name: value for name, value in given.items() if name not in spec.parameters}
-        subject = Subject.of(spec, **parameters)
-        return run_own(pair, amount, subject, own_case(subject, model, x, rest))
+        if id(spec) not in questions:
+            subject = Subject.of(spec, **{name: value for name, value in given.items() if name in spec.parameters})
+            rest = {name: value for name, value in given.items() if name in RESERVED}
+            questions[id(spec)] = subject, own_case(subject, model, x, rest)
+        return run_own(pair, amount, *questions[id(spec)])
 
     return on_own
 

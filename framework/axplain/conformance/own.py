@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain.conformance.case import Axiom, Case, NotApplicable
+from axplain.conformance.case import Axiom, Case, NotApplicable, Violation
 from axplain.conformance.claims import Pair
 from axplain.conformance.judgement import judge_rate
 from axplain.conformance.report import Record
@@ -30,9 +30,18 @@ def run_own(pair: Pair, effort: Effort, subject: Subject, asked: Case) -> Record
     A claim that is made for smooth models, say, is reported where it does not hold: only the user knows what the model
     is.
     """
-    record = record_of(pair, effort, lambda axiom, tally: _ask(pair, axiom, subject, asked, tally))
+    violations: list[Violation] = []
+
+    def body(axiom: Axiom, tally: Tally) -> None:
+        try:
+            _ask(pair, axiom, subject, asked, tally)
+        except Violation as violation:
+            violations.append(violation)
+            raise
+
+    record = record_of(pair, effort, body)
     condition = pair.claim.when if pair.claim else None
-    if record.failed and condition in CONDITIONS:
+    if violations and condition in CONDITIONS:
         reason = (
             f"it is claimed for {condition.replace('_', ' ')} models, and does not hold on this one: {record.reason}"
         )
@@ -44,19 +53,22 @@ def own_case(subject: Subject, model: Callable[..., Any], x: Any, given: Mapping
     """Return the user's question as a case, its target settled.
 
     Raises:
-        ArgumentError: x is no tensor, tuple or dict of tensors.
+        ArgumentError: x is no tensor, tuple or dict of tensors, or whatever `explain` refuses.
     """
     if structure_of(x) is None:
         raise ArgumentError("x", f"{type(x).__name__} came", "a tensor, a tuple of tensors or a dict of them")
     rest = {name: value for name, value in given.items() if name not in ("target", "baselines")}
     case = Case(subject, None, model, x, target=given.get("target"), baselines=given.get("baselines"), extra=rest)
-    return attrs.evolve(case, target=_settled(case)) if case.target is None else case
+    case = attrs.evolve(case, target=_settled(case)) if case.target is None else case
+    case.explain()  # what is wrong with the question itself is raised once, and no fault of the method
+    return case
 
 
 def _settled(case: Case) -> Any:
     """Return the predicted class of each example; None where the output is one number for each."""
     with torch.no_grad():
         output = case.output(*case.inputs)
+    output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output[0].numel() == 1:
         return None
     if output.ndim != 2:
@@ -73,6 +85,10 @@ def _ask(pair: Pair, axiom: Axiom, subject: Subject, asked: Case, tally: Tally) 
         raise NotApplicable("it is inherited: check the method inside")
     if claim is not None and claim.model_class is not None:
         raise NotApplicable(f"it is claimed for {claim.model_class.replace('_', ' ')} models only")
+    for name, least in (claim.n_at_least if claim else {}).items():
+        given = subject.parameters.get(name, least)
+        if given < least:
+            raise NotApplicable(f"it is claimed from {name} = {least}, and {given} came")
     subject = subject.quick() if claim is None else subject.claiming(claim)
     case = attrs.evolve(asked, subject=subject, claim=claim)
     cases = list(_one_by_one(case)) if axiom.wraps else [case]

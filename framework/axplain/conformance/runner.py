@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,10 +18,11 @@ from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Question, 
 from axplain.conformance.claims import EXPLAINS, Pair
 from axplain.conformance.judgement import judge, judge_rate
 from axplain.conformance.limits import TooLong, limited
+from axplain.conformance.networks import Kind
 from axplain.conformance.report import Record
 from axplain.conformance.subject import Subject, inner_parameter
 from axplain.discovery import catalog, describe
-from axplain.errors import AxplainError, MissingExtra
+from axplain.errors import ArgumentError, AxplainError, MissingExtra
 from axplain.registry import registry
 from axplain.specs import Claim
 
@@ -96,9 +99,7 @@ def record_of(pair: Pair, effort: Effort, body: Callable[[Axiom, Tally], None]) 
 def _concluded(record: Record, pair: Pair, failure: str, tally: Tally) -> Record:
     """Say what the outcome is, given what failed and what was expected to."""
     if failure:
-        found = attrs.evolve(
-            record, outcome="fail", reason=failure, counterexample=repr(tally.last) if tally.last else ""
-        )
+        found = attrs.evolve(record, outcome="fail", reason=failure, counterexample=str(tally.last or ""))
         return attrs.evolve(found, outcome="known failure", reason=f"{pair.known}: {failure}") if pair.known else found
     if pair.known and record.outcome == "pass":
         return attrs.evolve(
@@ -117,8 +118,11 @@ def _cause(error: BaseException) -> str:
     """Say what went wrong in other people's code: our own errors say it already."""
     if isinstance(error, Flaky):
         return "the same case fails and passes: it depends on something besides its arguments and its seed"
-    name = "" if isinstance(error, AxplainError) else f"{type(error).__name__}: "
-    return f"{name}{error}".strip().replace("\n", " ")[:600]
+    if isinstance(error, AxplainError):
+        return str(error).replace("\n", " ")[:600]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f" (at {'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno})"
+    return f"{type(error).__name__}: {error}".strip().replace("\n", " ")[:600] + place
 
 
 def _axiom(name: str) -> Axiom:
@@ -173,10 +177,31 @@ def _case_with(question: Question, subject: Subject, claim: Claim, **parameters:
 
 
 def _draw(axiom: Axiom, subject: Subject, claim: Claim | None, examples: int, effort: Effort, tally: Tally) -> None:
-    """Ask drawn cases; the first that fails is shrunk, and is the last that the tally knows."""
-    questions = strategies.questions(axiom, claim, subject)
-    if questions is None:
+    """Ask drawn cases, of every kind of model; the first that fails is shrunk, and is the last that the tally knows."""
+    kinds = strategies.kinds_of(axiom, claim, subject)
+    if not kinds:
         raise NotApplicable("the axiom is asked of no model that the claim is about and the method takes")
+    for question in strategies.one_of_each(axiom, kinds, subject):
+        try:
+            _ask_question(axiom, question, subject, claim, tally)
+        except Exception:
+            _search_case(axiom, subject, claim, (question.model.kind,), examples, effort, tally)  # a smaller one, maybe
+            raise
+    _search_case(axiom, subject, claim, kinds, examples, effort, tally)
+    if not tally.cases:
+        raise NotApplicable(tally.silent or "no case could be drawn")
+
+
+def _search_case(
+    axiom: Axiom,
+    subject: Subject,
+    claim: Claim | None,
+    kinds: tuple[Kind, ...],
+    examples: int,
+    effort: Effort,
+    tally: Tally,
+) -> None:
+    """Let Hypothesis draw cases, and shrink one that fails."""
 
     @settings(
         max_examples=examples,
@@ -188,27 +213,42 @@ def _draw(axiom: Axiom, subject: Subject, claim: Claim | None, examples: int, ef
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    @given(questions)
+    @given(strategies.questions(axiom, kinds, subject))
     def probe(question: Question) -> None:
-        try:
-            case = question.case(subject, claim)
-            _check_price(case)
-            ask(axiom.check, case, tally, question)
-        except NotApplicable as nothing:
-            tally.silent = str(nothing)
-            assume(False)
+        assume(_ask_question(axiom, question, subject, claim, tally))
 
     with suppress(Unsatisfiable):
         probe()
-    if not tally.cases:
-        raise NotApplicable(tally.silent or "no case could be drawn")
+
+
+def _ask_question(axiom: Axiom, question: Question, subject: Subject, claim: Claim | None, tally: Tally) -> bool:
+    """Ask one case; return whether the axiom has anything to say of it."""
+    try:
+        case = question.case(subject, claim)
+        _check_price(case)
+        ask(axiom.check, case, tally, _named(question, subject))
+    except NotApplicable as nothing:
+        tally.silent = str(nothing)
+        return False
+    return True
+
+
+def _named(question: Question, subject: Subject) -> str:
+    """Return a question as what builds it again, with the parameters that the method was asked with."""
+    parameters = ", ".join(f"{name}={value!r}" for name, value in subject.parameters.items())
+    return f"{question!r}" + (f" with {parameters}" if parameters else "")
 
 
 def _check_price(case: Case) -> None:
     """Leave out cases that would cost too many rows, such as all subsets of many features."""
     if case.subject.spec.cost is None:  # adapters of other libraries may state none
         return
-    rows = case.price().forward_rows
+    try:
+        rows = case.price().forward_rows
+    except ArgumentError as refusal:
+        if refusal.argument not in case.subject.call.innermost.spec.parameters:
+            raise
+        raise NotApplicable(str(refusal)) from None  # the method itself says that the case is too large
     if rows > MOST_ROWS:
         raise NotApplicable(f"a case would cost {rows} rows")
 
@@ -222,6 +262,8 @@ def ask(check: Callable[[Case], Gap | None], case: Case, tally: Tally, label: An
     tally.last = label
     try:
         gap = check(case)
+        if gap is not None and not isinstance(gap, Gap):
+            raise TypeError(f"the check returned {type(gap).__name__}; expected a Gap, or None")
         tally.cases += 1
         if gap is not None and gap.error.numel():
             tally.gap, tally.sum = max(tally.gap, gap.worst), tally.sum + float(gap.error.mean())

@@ -29,7 +29,10 @@ CONDITIONS = ("smooth", "piecewise_linear")
 def models(
     *kinds: Kind, features: tuple[int, int] = (2, 6), outputs: tuple[int, int] = (1, 3)
 ) -> SearchStrategy[Recipe]:
-    """Return recipes of small float64 models; `build()` makes one. Without kinds: all of them."""
+    """Return recipes of small float64 models. Without kinds: all of them.
+
+    `recipe.build()` makes the model, `recipe.shapes` has the shape of one row of each of its inputs.
+    """
     return st.builds(
         Recipe,
         kind=st.sampled_from(kinds or KINDS),
@@ -82,11 +85,8 @@ def masks(*shape: int, groups: tuple[int, int] = (1, 4)) -> SearchStrategy[Tenso
     return st.builds(make, st.integers(*groups), _seeds())
 
 
-def questions(axiom: Axiom, claim: Claim | None, subject: Subject) -> SearchStrategy[Question] | None:
-    """Return the cases of an axiom for a method and its claim; None where no model has what these ask for."""
-    kinds = kinds_of(axiom, claim, subject)
-    if not kinds:
-        return None
+def questions(axiom: Axiom, kinds: tuple[Kind, ...], subject: Subject) -> SearchStrategy[Question]:
+    """Return the cases of an axiom for a method, on models of some kinds."""
     return st.builds(
         Question,
         model=models(*kinds, features=axiom.features),
@@ -95,6 +95,16 @@ def questions(axiom: Axiom, claim: Claim | None, subject: Subject) -> SearchStra
         target=st.integers(0, 2),
         seed=_seeds(),
     )
+
+
+def one_of_each(axiom: Axiom, kinds: tuple[Kind, ...], subject: Subject) -> list[Question]:
+    """Return one case of every kind, the baselines taking turns: what no draw may miss."""
+    forms, least = _forms(axiom, subject), subject.min_batch
+    batch = least if axiom.wraps else max(axiom.batch[1], least)
+    size = axiom.features[1]
+    return [
+        Question(Recipe(kind, size, 2, seed=i), batch, forms[i % len(forms)], i, seed=i) for i, kind in enumerate(kinds)
+    ]
 
 
 def kinds_of(axiom: Axiom, claim: Claim | None, subject: Subject) -> tuple[Kind, ...]:

@@ -80,7 +80,9 @@ class Subject:
 
     def claiming(self, claim: Claim) -> Subject:
         """Return it with the parameters under which a claim is made."""
-        settled: dict[str, Any] = dict(claim.n_at_least)
+        settled: dict[str, Any] = {
+            n: max(least, self.parameters.get(n, least)) for n, least in claim.n_at_least.items()
+        }
         if claim.when == "stdev_zero":
             settled["stdev"] = 0.0
         return self.evolve(**settled) if settled else self

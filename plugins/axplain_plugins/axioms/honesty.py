@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from axplain import hookimpl
 from axplain.conformance.case import Axiom, Case, NotApplicable, Violation
+from axplain.targets import Neuron
 
 
 class _Counter(nn.Module):
@@ -46,8 +47,8 @@ def check_cost(case: Case) -> None:
     """Rows that pass through the model are those of the spec's formula; where the bound is upper, at most those."""
     if case.subject.spec.cost is None:
         raise NotApplicable("the spec states no cost")
-    if not isinstance(case.model, nn.Module):
-        raise NotApplicable("the model is no torch.nn.Module")
+    if not isinstance(case.model, nn.Module) or isinstance(case.target, Neuron):
+        raise NotApplicable("the model is no torch.nn.Module, or the target a unit of it, which a wrapper would hide")
     counter = _Counter(case.model)
     case.explain(counter, batch_size=3)  # rule sets look once at how a model lays out its rows
     counter.rows[:] = [0, 0]
@@ -73,7 +74,9 @@ def check_declarations(case: Case) -> None:
 def _check_seed(case: Case) -> None:
     first, second = (case.attributions(seed=seed) for seed in (1, 2))
     same = all(map(torch.equal, first, second))
-    if same and case.subject.seeded:
+    elements = sum(tensor[0].numel() for tensor in case.inputs)
+    all_fit = case.price().forward_rows >= len(case.inputs[0]) * 2**elements  # all coalitions: nothing to draw
+    if same and case.subject.seeded and not all_fit:
         raise Violation('no seed changes the numbers: declare determinism.kind = "deterministic"')
     if not same and not case.subject.seeded:
         raise Violation('the numbers depend on the seed: declare determinism.kind = "seeded"')

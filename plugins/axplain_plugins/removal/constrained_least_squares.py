@@ -56,12 +56,17 @@ def solved(z: Tensor, w: Tensor, drawn: Tensor, y: Tensor, total: Tensor) -> tup
     ones = torch.cholesky_solve(torch.ones(features, 1, dtype=z.dtype, device=z.device), factor)
     free = torch.cholesky_solve(z.T @ (w[:, None] * y), factor)
     phi = free + ones * (total - free.sum(0)) / ones.sum()
+    left, drawn = drawn, drawn > 0
     if not bool(drawn.any()):
         return phi, None
     pulls = torch.cholesky_solve((w[:, None] * z)[drawn].T, factor)  # A^-1 Z'W
     pulls = pulls - ones * pulls.sum(0) / ones.sum()
-    residuals = (y - z @ phi)[drawn]
-    return phi, (pulls.square() @ residuals.square()).sqrt()
+    residuals, mine = (y - z @ phi)[drawn], z[drawn]
+    if torch.equal(mine, 1 - mine.flip(0)):  # a pair is one draw; masks are sorted, so complements mirror each other
+        half = len(mine) // 2
+        pulls, residuals = pulls[:, :half], residuals[:half] - residuals.flip(0)[:half]
+    left = left[drawn][: len(residuals), None]
+    return phi, (pulls.square() @ (left * residuals.square())).sqrt()
 
 
 @hookimpl

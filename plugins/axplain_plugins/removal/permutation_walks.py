@@ -27,7 +27,8 @@ class PermutationWalks:
     def plan(self, problem: Problem) -> WalkPlan:
         features = problem.features().count
         generator = problem.key.at("walks").generator()
-        drawn = -(-self.n // 2) if self.antithetic else self.n
+        pairs = max(self.n // 2, 1)
+        drawn = pairs if self.antithetic else self.n
         orders = torch.rand(drawn, features, generator=generator, dtype=torch.float64, device="cpu").argsort(1)
         if self.antithetic:
             orders = torch.stack([orders, orders.flip(1)], 1).flatten(0, 1)[: self.n]

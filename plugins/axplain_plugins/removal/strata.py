@@ -10,6 +10,9 @@ import attrs
 import torch
 from torch import Tensor
 
+#: subsets of one size that are listed, to draw each at most once; of more than these few come twice
+MOST_LISTED = 4096
+
 
 @attrs.frozen
 class Stratum:
@@ -74,7 +77,10 @@ def all_subsets(features: int, size: int, capacity: int) -> Tensor:
     return torch.zeros(capacity, features, dtype=torch.bool, device="cpu").scatter_(1, picked, True)
 
 
-def drawn_subsets(features: int, size: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return random subsets of a size, (count, features)."""
+def drawn_subsets(features: int, size: int, count: int, capacity: int, generator: torch.Generator) -> Tensor:
+    """Return random subsets of a size, (count, features): all different where there are few to draw from."""
+    if capacity <= MOST_LISTED:
+        listed = all_subsets(features, size, capacity)
+        return listed[torch.randperm(capacity, generator=generator, device="cpu")[:count]]
     order = torch.rand(count, features, generator=generator, dtype=torch.float64, device="cpu").argsort(1)
     return order < size

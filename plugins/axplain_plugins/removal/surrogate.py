@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any, Literal
 
 import attrs
@@ -20,6 +21,11 @@ class Surrogate:
 
     kind: Literal["ridge", "lasso", "linear"]
     alpha: float
+
+    def __attrs_post_init__(self) -> None:
+        """Miss an extra before the model is asked, not after."""
+        if self.kind == "lasso":
+            _estimator()
 
     def start(self, block: Problem, plan: Plan) -> Table:
         return Table()
@@ -51,13 +57,21 @@ def _ridge(z: Tensor, w: Tensor, v: Tensor, alpha: float) -> Tensor:
     return torch.cholesky_solve(z.T @ (w[:, None] * v), factor)
 
 
-def _lasso(z: Tensor, w: Tensor, v: Tensor, alpha: float) -> Tensor:
+def _estimator() -> Any:
     try:
-        from sklearn.linear_model import Lasso
+        state = random.getstate()
+        from sklearn.linear_model import Lasso  # which draws random numbers where it is imported
+
+        random.setstate(state)
     except ImportError as error:
         raise MissingExtra("surrogate='lasso'", "tabular") from error
+    return Lasso
+
+
+def _lasso(z: Tensor, w: Tensor, v: Tensor, alpha: float) -> Tensor:
+    estimator = _estimator()
     x, weight, columns = z.cpu().numpy(), w.cpu().numpy(), v.T.cpu().numpy()
-    fitted = [Lasso(alpha=alpha).fit(x, column, sample_weight=weight).coef_ for column in columns]
+    fitted = [estimator(alpha=alpha, random_state=0).fit(x, column, sample_weight=weight).coef_ for column in columns]
     return torch.stack([torch.as_tensor(coefficients) for coefficients in fitted], 1).to(z)
 
 
