@@ -29,6 +29,9 @@ Progress = Callable[[int, int], None]
 #: Below this many rows in all there is nothing to chunk, and measuring would cost as much as the work.
 UNMEASURED_ROWS = 4
 
+#: What a model that runs without autograd is taken to need for a row, in sizes of the row.
+HIDDEN = 32
+
 
 @attrs.define(eq=False)
 class Engine:
@@ -168,22 +171,24 @@ class Engine:
         if self.most_rows <= UNMEASURED_ROWS:
             return max(self.most_rows, 1)
         key = (_shape_key(problem, "gradient"), torch.is_autocast_enabled(problem.device.type))
-        self._measured = remembered(problem.model.function, key, lambda: self._measure(problem))
+        self._measured = remembered(problem.model.function, key, lambda: self._measure(problem, need))
         each = self._measured.bytes_per_row
         return rows_within_budget(each * 3 // 2 if need == "rules" else each, problem.device)
 
-    def _measure(self, problem: Problem) -> Measured:
+    def _measure(self, problem: Problem, need: Need) -> Measured:
         """Return bytes per row as the difference of two small passes, where weights and constants cancel.
 
-        Both passes ask for the first example: they are witnesses that the model gives one value for one input.
+        Both passes ask for the first example: they are witnesses that the model gives one value for one input. A model
+        that saves nothing, since it runs without autograd, hides what it needs: it gets a multiple of its input.
         """
         values: list[float] = []
 
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
+            rows_of_x = x if need == "value" and problem.model.module is None else _leaves(x)[1]
             with torch.enable_grad(), problem.target.watching(problem.model):
-                raw, size = saved_bytes(lambda: self._pass(problem, _leaves(x)[1], index))
+                raw, size = saved_bytes(lambda: self._pass(problem, rows_of_x, index))
                 values.append(float(problem.target.select(raw, index)[0].detach()))
             return size
 
@@ -194,7 +199,7 @@ class Engine:
             if not out_of_memory(error):
                 raise
             return Measured(sys.maxsize, None)  # not even three rows fit: one at a time
-        return Measured(max(growth, 0) + inputs, (values[0], values[1]))
+        return Measured((growth if growth > 0 else HIDDEN * inputs) + inputs, (values[0], values[1]))
 
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
         value = self._select(problem, map_tensors(Tensor.clone, x), index)

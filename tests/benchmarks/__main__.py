@@ -1,4 +1,4 @@
-"""Compare axplain with the bare loop of model passes and with captum: `python -m tests.benchmarks`.
+"""Compare axplain with the bare loop of model passes, with captum and shap: `python -m tests.benchmarks`.
 
 One process, one torch thread, contenders in turns; nothing here asserts a time. Tables go to the terminal, progress to
 stderr, CSV files to tests/benchmarks/output. Peak memory is measured in fresh processes.
@@ -74,8 +74,10 @@ def _measure(workload: Workload, options: argparse.Namespace) -> report.Result:
     turns = 1 if options.quick else 3
     _tell(f"{workload.name}: chunk sizes")
     chunk = best_chunk(bench, bench.bare, sizes, turns)
-    contenders: list[Contender] = [bench.bare(chunk), bench.ours(), bench.captum()]
-    if method.captum_chunks:
+    contenders: list[Contender] = [bench.bare(chunk), bench.ours(), *bench.others()]
+    if bench.captum_runs:
+        contenders.append(bench.captum())
+    if bench.captum_runs and method.captum_chunks:
         contenders.append(bench.captum(best_chunk(bench, bench.captum, sizes, turns)))
     if not options.quick:
         contenders.append(bench.ours(renew=True))

@@ -20,12 +20,16 @@ from typing import Final
 import torch
 from tests.benchmarks.methods import IntegratedGradients, gradient, nodes_and_weights, ours
 from tests.benchmarks.models import build, examples
+from tests.benchmarks.removal import Removal, ShapleySampling, made_points
 from tests.benchmarks.workloads import WORKLOADS, Bench, Contender, Workload, prepare
 
 MIB: Final = 2**20
 ROOT: Final = Path(__file__).parents[2]
-#: Does memory stay flat as steps grow?
-STEPS: Final = tuple(Workload(f"ig{n}_cnn28_b1", "cnn28", 1, IntegratedGradients(n)) for n in (50, 500, 5000))
+#: Does memory stay flat as steps grow, and as orders do?
+STEPS: Final = (
+    *(Workload(f"ig{n}_cnn28_b1", "cnn28", 1, IntegratedGradients(n)) for n in (50, 500, 5000)),
+    *(Workload(f"shapley{n}_cnn28seg50_b1", "cnn28", 1, ShapleySampling(50, 28, samples=n)) for n in (25, 250)),
+)
 
 
 def peak_growth(workload: Workload, contender: Contender) -> float:
@@ -44,7 +48,7 @@ def main(workload: str, contender: str, chunk: int) -> None:
     warnings.simplefilter("ignore")
     bench = prepare(next(question for question in (*WORKLOADS, *STEPS) if question.name == workload))
     run = _contender(bench, contender, chunk).run
-    _warm_up(bench)
+    _warm_up(bench, contender)
     print(_growth(lambda: run(bench.model, bench.x)) / MIB)
 
 
@@ -55,16 +59,20 @@ def _contender(bench: Bench, name: str, chunk: int) -> Contender:
         "captum": bench.captum,
         "captum best": lambda: bench.captum(chunk),
     }
+    if name not in makers:
+        return next(other for other in bench.others() if other.name == name)
     return makers[name]()
 
 
-def _warm_up(bench: Bench) -> None:
+def _warm_up(bench: Bench, contender: str) -> None:
     gradient(bench.model, bench.x[:1].clone())
     model, x, method = build("mlp20"), examples("mlp20", 1), IntegratedGradients(2)
     ours(method, model, x)
     method.captum(model, x, None)
     if isinstance(bench.workload.method, IntegratedGradients):
         nodes_and_weights(bench.workload.method.rows)  # numpy takes a large matrix for them; the bare loop keeps them
+    if contender == "bare" and isinstance(bench.workload.method, Removal):
+        made_points(bench.workload.method, bench.x)  # the bare passes have their rows made beforehand
 
 
 def _growth(run: Callable[[], object]) -> int:

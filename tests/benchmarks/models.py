@@ -65,6 +65,9 @@ def _convolution(channels_in: int, channels: int, size: int, stride: int) -> nn.
 
 #: Name -> factory, the shape of one example, and the chunk sizes that are tried for the loops that need one.
 MODELS: Final[dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]]] = {
+    "mlp5": (lambda: mlp(5), (5,), (64, 512, 4096)),
+    "mlp7": (lambda: mlp(7), (7,), (64, 512, 4096)),
+    "mlp10": (lambda: mlp(10), (10,), (64, 512, 4096)),
     "mlp20": (lambda: mlp(20), (20,), (64, 512, 4096)),
     "mlp100": (lambda: mlp(100), (100,), (64, 512, 4096)),
     "cnn28": (cnn28, (1, 28, 28), (16, 32, 64, 128, 256)),

@@ -24,7 +24,8 @@ bare     CPU ms of the hand-written loop of passes, at the best of the tried chu
 axplain  CPU time as a multiple of bare: the median of the ratios of each round, and their quartiles
 wall     the same in wall time;  new: the first call on a model, which measures how much memory a row takes
 over     CPU ms beyond 1.10 x bare; the goal is at most 1 ms;  diff: largest difference to bare / its largest value
-captum   captum 0.9 by default;  best: at the best of the tried internal batch sizes (k), where it takes one"""
+captum   captum 0.9 by default;  best: at the best of the tried internal batch sizes (k), where it takes one
+shap     shap 0.51, where it does the same; a method that asks for values alone has no backward rows"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Result:
 
 def machine() -> str:
     """Return what the figures depend on, on one line."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("axplain", "torch", "captum"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("axplain", "torch", "captum", "shap"))
     return (
         f"{versions}, Python {platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} torch thread"
     )
@@ -66,6 +67,7 @@ def times_table(results: Sequence[Result]) -> str:
         "captum",
         "best",
         "(k)",
+        "shap",
     ]
     return _aligned([header, *(_times_line(result) for result in results)])
 
@@ -88,6 +90,7 @@ def _times_line(result: Result) -> tuple[str, ...]:
         _ratio(result, "captum"),
         _ratio(result, "captum best"),
         f"({best.contender.chunk})" if best else "",
+        _ratio(result, "shap"),
     )
 
 

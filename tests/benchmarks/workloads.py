@@ -19,6 +19,15 @@ from tests.benchmarks.methods import (
     ours,
 )
 from tests.benchmarks.models import MODELS, build, examples
+from tests.benchmarks.removal import (
+    ExactShapley,
+    FeatureAblation,
+    FeaturePermutation,
+    KernelShap,
+    Lime,
+    Occlusion,
+    ShapleySampling,
+)
 from torch import Tensor, nn
 
 
@@ -34,7 +43,7 @@ class Workload:
 
     @property
     def rows(self) -> int:
-        """Rows that the method needs, forward and backward each."""
+        """Rows that the method needs, forward and, for a gradient, as many backward."""
         return self.batch * self.method.rows
 
     @property
@@ -83,6 +92,16 @@ class Bench:
         name = "captum" if chunk is None else "captum best"
         return Contender(name, lambda model, x: method.captum(model, x, chunk), chunk)
 
+    @property
+    def captum_runs(self) -> bool:
+        """Whether captum ends within seconds."""
+        return getattr(self.workload.method, "captum_runs", True)
+
+    def others(self) -> list[Contender]:
+        """Return shap's call where it does the same job."""
+        explain = getattr(self.workload.method, "shap", None)
+        return [] if explain is None else [Contender("shap", explain)]
+
     def calls(self, contender: Contender, repeats: int) -> Iterator[Callable[[], Any]]:
         """Yield what to time: one call, `repeats` times, with new models made beforehand where they are asked for."""
         models = [copy.deepcopy(self.model) if contender.renew else self.model for _ in range(repeats)]
@@ -126,4 +145,18 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("deepliftshap20_cnn28_b16", "cnn28", 16, DeepLiftShap(_set("cnn28"))),
     Workload("deepliftshap100_cnn28_b8", "cnn28", 8, DeepLiftShap(_set("cnn28", 100))),
     Workload("deepliftshap100_mlp100_b16", "mlp100", 16, DeepLiftShap(_set("mlp100", 100))),
+    Workload("ablation50seg_resnet18_b1", "resnet18", 1, FeatureAblation(50, 224), quick=False),
+    Workload("ablation50seg_cnn28_b1", "cnn28", 1, FeatureAblation(50, 28)),
+    Workload("ablation100feat_mlp_b1", "mlp100", 1, FeatureAblation(100)),
+    Workload("occlusion_w32s24_resnet18_b1", "resnet18", 1, Occlusion(81, window=32, stride=24), quick=False),
+    Workload("occlusion_w5s2_cnn28_b1", "cnn28", 1, Occlusion(169, window=5, stride=2)),
+    Workload("shapley_sampling25_mlp20_b1", "mlp20", 1, ShapleySampling(20, samples=25)),
+    Workload("shapley_sampling25_cnn28seg50_b1", "cnn28", 1, ShapleySampling(50, 28, samples=25)),
+    Workload("shapley_exact5_mlp_b1", "mlp5", 1, ExactShapley(5), quick=False),
+    Workload("shapley_exact7_mlp_b1", "mlp7", 1, ExactShapley(7), quick=False),
+    Workload("shapley_exact10_mlp_b1", "mlp10", 1, ExactShapley(10)),
+    Workload("kernelshap500_mlp20_b1", "mlp20", 1, KernelShap(20, samples=500)),
+    Workload("kernelshap500_cnn28seg50_b1", "cnn28", 1, KernelShap(50, 28, samples=500)),
+    Workload("lime500_cnn28seg50_b1", "cnn28", 1, Lime(50, 28, samples=500)),
+    Workload("permutation100feat_mlp_b16", "mlp100", 16, FeaturePermutation(100)),
 )

@@ -81,6 +81,8 @@ def _samples(default: int) -> dict[str, Any]:
     }
 
 
+#: of every removal class, by name or through those below
+_UNASKED: Final = _not("the adapter passes no feature masks", "feature_masks")
 _GAMES: Final = _exact("sensitivity", "dummy", "linearity", "implementation_invariance", "linear_exactness")
 _MASKS: Final = _exact("affine_scale", "shift", "null_at_baseline", "conservative_masks", "positivity")
 _ADDITIVE: Final = Claim("shapley", "for_class", model_class="additive")
@@ -90,17 +92,20 @@ _ABLATION: Final = (
     *_exact("symmetry"),
     *_GAMES,
     *_MASKS,
+    *_UNASKED,
 )
-_SHAPLEY: Final = (*_exact("completeness", "shapley", "symmetry", "strong_monotonicity"), *_GAMES, *_MASKS)
+_SHAPLEY: Final = (*_exact("completeness", "shapley", "symmetry", "strong_monotonicity"), *_GAMES, *_MASKS, *_UNASKED)
 _SAMPLED: Final = (
     *_exact("completeness"),
     *_not("an order of its own for each feature is symmetric in law only", "symmetry"),
     _ADDITIVE,
     *_GAMES,
     *_MASKS,
+    *_UNASKED,
     Claim("monte_carlo_rate", "statistical"),
 )
 _KERNEL: Final = (
+    *_UNASKED,
     _near("completeness", _REGRESSION, n_at_least=_COALITIONS),
     _near("linear_exactness", _REGRESSION, n_at_least=_COALITIONS),
     Claim("shapley", "for_class", tolerance=_REGRESSION, model_class="additive", n_at_least=_COALITIONS),
@@ -109,6 +114,7 @@ _KERNEL: Final = (
     *_not("random coalitions are a sample of the game", "sensitivity", "dummy", "symmetry"),
 )
 _LIME: Final = (
+    *_UNASKED,
     *_exact("implementation_invariance", "affine_scale", "null_at_baseline"),
     *_not(_OVERFLOW, "conservative_masks"),
     *_not("its default is a lasso, which shrinks and drops features", "completeness", "sensitivity", "linearity"),
@@ -116,6 +122,7 @@ _LIME: Final = (
     *_not("random coalitions are a sample of the game", "dummy"),
 )
 _PERMUTATION: Final = (
+    *_UNASKED,
     *_exact("dummy", "linearity", "implementation_invariance", "shift", "affine_scale", "conservative_masks"),
     *_not("it compares rows of a batch, and has no baseline", "completeness", "sensitivity", "linear_exactness"),
     *_not("it compares rows of a batch, and has no baseline", "null_at_baseline", "batch_consistency"),

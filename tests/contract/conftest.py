@@ -22,7 +22,7 @@ from axplain.formula import Formula
 #: enough to be exact on the smooth models below, and few enough to be quick
 SMALL = {"n_steps": 5, "n_samples": 2}
 #: enough for least squares over the few features here
-COALITIONS = 26
+COALITIONS = 60
 STDEV = 0.1
 WRAPPED = ("integrated_gradients", "gradient_shap", "saliency")
 

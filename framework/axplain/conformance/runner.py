@@ -185,7 +185,9 @@ def _draw(axiom: Axiom, subject: Subject, claim: Claim | None, examples: int, ef
         try:
             _ask_question(axiom, question, subject, claim, tally)
         except Exception:
+            found = tally.last
             _search_case(axiom, subject, claim, (question.model.kind,), examples, effort, tally)  # a smaller one, maybe
+            tally.last = found
             raise
     _search_case(axiom, subject, claim, kinds, examples, effort, tally)
     if not tally.cases:
