@@ -190,7 +190,7 @@ class ShapleySampling(Drawn):
 
     def shap(self, model: nn.Module, x: Tensor) -> Any:
         """Explain with shap's pairs of orders, forwards and backwards: as many of them."""
-        import shap  # type: ignore[import-untyped]
+        import shap
 
         ask, present, absent = as_numpy(self, model, x)
         evaluations = self.samples // 2 * 2 * self.features + 1
