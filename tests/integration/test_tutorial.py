@@ -6,12 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
+from axplain.conformance import Question, Recipe
 from axplain.conformance.skeleton import Skeleton
+from axplain.reader import structure_spec
 
 GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
 FILE = re.compile(r"^`([\w./]+)`\n\n```\w+\n(.*?)```$", re.DOTALL | re.MULTILINE)
@@ -83,6 +87,39 @@ def test_following_it_ends_with_a_method_that_is_installed_and_conformant(lesson
 def test_the_commands_it_shows_are_those_that_were_run() -> None:
     shown = COMMANDS.findall(LESSONS[0].text)
     assert shown == ["pip install -e . 'axplain[conformance]'", "pytest", "axplain check axplain-noisy-paths"]
+
+
+def block(containing: str) -> str:
+    """Return the one code block that contains a text."""
+    (found,) = [text for text in re.findall(r"```\w+\n(.*?)```", GUIDE, re.DOTALL) if containing in text]
+    return str(found)
+
+
+def test_the_claims_it_shows_are_read_and_the_counter_example_is_built() -> None:
+    document = {**tomllib.loads(LESSONS[1].files()["axplain_walked_gradients/walked_gradients.toml"])}
+    spec = structure_spec({**document, **tomllib.loads(block("known_failures = {"))}, "shown.toml")
+    assert {claim.kind for claim in spec.axioms} == {
+        "exact", "approximate", "converges", "statistical", "for_class", "not_claimed",
+    }  # fmt: skip
+    scope: dict[str, Any] = {}
+    exec(block("case = Question("), scope)
+    assert scope["case"].attributions()[0].shape == (2, 3)
+
+
+def test_the_axiom_it_shows_finds_a_method_that_is_not_odd() -> None:
+    assert structure_spec(tomllib.loads(block('name = "oddness"')), "oddness.toml").axiom is not None
+    scope: dict[str, Any] = {}
+    exec(block("def check_oddness"), scope)
+    axiom = scope["axplain_plugin"]()()
+    for method, odd in (("integrated_gradients", True), ("saliency", False)):
+        gap = axiom.check(Question(Recipe("smooth")).case(method))
+        assert (gap.worst < 1e-12) == odd
+
+
+def test_the_strategies_it_shows_draw_models_and_inputs() -> None:
+    scope: dict[str, Any] = {}
+    exec(block("def test_sums"), scope)
+    scope["test_sums"]()
 
 
 def run(arguments: list[str], folder: Path, site: Path) -> str:
