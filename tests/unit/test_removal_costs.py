@@ -338,3 +338,12 @@ def test_the_model_is_not_differentiated() -> None:
     x = normal(2, 4)
     found = axplain.explain(Rounded(), x, "shapley_values")
     torch.testing.assert_close(found.attributions.sum(1), found.difference, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["kernel_shap", "leverage_shap", "lime"])
+def test_more_features_than_a_regression_holds_are_refused_before_any_pass(method: str) -> None:
+    def never(x: Tensor) -> Tensor:
+        raise AssertionError("the model was asked")
+
+    with pytest.raises(axplain.ArgumentError, match=r"feature_mask: there are 12288 features.*superpixels"):
+        axplain.explain(never, torch.zeros(1, 3, 64, 64), method, target=0)

@@ -218,11 +218,17 @@ def _usage(spec: Spec) -> Iterator[tuple[str, str]]:
     """Show one call, with the first parameter that has a value to show."""
     if spec.kind not in EXPLAINS:
         return
-    name, default = next(((n, p.default) for n, p in spec.parameters.items() if p.default is not None), ("", None))
+    name, default = next(((n, p.default) for n, p in spec.parameters.items() if _has_example(p)), ("", None))
     argument = f", {name}={json.dumps(default)}" if isinstance(default, str) else f", {name}={default}" if name else ""
     option = f" -p {name}={value_text(default)}" if name else ""
     yield "Python", f'axplain.explain(model, x, "{spec.name}"{argument})'
     yield "shell", f"axplain explain {spec.name} --model pkg.mod:factory --input x.npy{option}"
+
+
+def _has_example(parameter: Parameter) -> bool:
+    """Whether the default can be written in a call: arithmetic over the features cannot."""
+    is_formula = isinstance(parameter.default, str) and parameter.type in ("int", "float")
+    return parameter.default is not None and not is_formula
 
 
 def value_text(value: Any) -> str:

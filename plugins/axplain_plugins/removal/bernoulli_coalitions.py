@@ -13,6 +13,7 @@ from axplain import hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Points, Repeats
 from axplain_plugins.removal.repeats import repeats_of, within
+from axplain_plugins.removal.strata import check_features
 
 
 @attrs.frozen
@@ -28,6 +29,7 @@ class BernoulliCoalitions:
 
     def plan(self, problem: Problem) -> BernoulliPlan:
         features = problem.features().count
+        check_features(features)
         generator = problem.key.at("coalitions").generator()
         masks = torch.rand(self.n, features, generator=generator, dtype=torch.float64, device="cpu") < 0.5
         masks[0] = True

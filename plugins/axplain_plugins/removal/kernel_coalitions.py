@@ -11,7 +11,15 @@ from torch import Tensor
 from axplain import ArgumentError, hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Points
-from axplain_plugins.removal.strata import Stratum, all_subsets, allotted, drawn_subsets, rounded, strata_of
+from axplain_plugins.removal.strata import (
+    Stratum,
+    all_subsets,
+    allotted,
+    check_features,
+    drawn_subsets,
+    rounded,
+    strata_of,
+)
 
 
 @attrs.frozen
@@ -29,6 +37,7 @@ class KernelCoalitions:
 
     def plan(self, problem: Problem) -> TablePlan:
         features = problem.features().count
+        check_features(features)
         generator = problem.key.at("coalitions").generator()
         strata = strata_of(features, paired=self.paired, by_leverage=self.law == "leverage")
         expected = allotted(strata, self.n // 2 if self.paired else self.n)

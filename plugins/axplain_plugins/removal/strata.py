@@ -5,13 +5,32 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Final
 
 import attrs
 import torch
 from torch import Tensor
 
+from axplain import ArgumentError
+
 #: subsets of one size that are listed, to draw each at most once; of more than these few come twice
 MOST_LISTED = 4096
+
+
+#: features beyond which the matrix of a regression would take gigabytes
+MOST_FEATURES: Final = 10_000
+
+
+def check_features(features: int) -> None:
+    """Refuse what a regression cannot hold.
+
+    Raises:
+        ArgumentError: there are too many features.
+    """
+    if features > MOST_FEATURES:
+        expected = f"at most {MOST_FEATURES} for a regression over coalitions"
+        cure = "Group the elements, for example into superpixels."
+        raise ArgumentError("feature_mask", f"there are {features} features", expected, cure)
 
 
 @attrs.frozen
