@@ -234,7 +234,9 @@ def _kept(model: Callable[[Tensor], Tensor], x: Tensor, tolerance: float) -> int
     found = axplain.explain(model, x, tolerance=tolerance)
     exact = (model(x) - model(torch.zeros_like(x))).flatten().detach()
     assert float((found.attributions.sum(1) - exact).abs().max()) <= tolerance
-    assert found.notes["tolerance"] == {"asked": tolerance, "reached": True, "rows": found.cost.forward_rows}
+    note = dict(found.notes["tolerance"])
+    assert found.delta is not None and note.pop("residual") == float(found.delta.abs().max()) <= tolerance
+    assert note == {"asked": tolerance, "reached": True, "rows": found.cost.forward_rows}
     return found.cost.forward_rows
 
 
