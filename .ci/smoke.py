@@ -10,7 +10,10 @@ x = torch.randn(2, 4, dtype=torch.float64)
 assert not axplain.catalog().broken, axplain.catalog().broken
 for method in axplain.methods():
     baselines = x.mean(0, keepdim=True) if axplain.describe(method).baseline == "reference_set" else None
-    explanation = axplain.explain(model, x, method, baselines=baselines)
+    if axplain.describe(method).requires.min_dims > 2:  # for pictures: two of one row
+        explanation = axplain.explain(lambda x: model(x.flatten(1)), x[:, None, None], method)
+    else:
+        explanation = axplain.explain(model, x, method, baselines=baselines)
     assert explanation.attributions.shape == x.shape
     print(explanation)
 
