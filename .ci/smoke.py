@@ -14,7 +14,7 @@ for method in axplain.methods():
         explanation = axplain.explain(lambda x: model(x.flatten(1)), x[:, None, None], method)
     else:
         explanation = axplain.explain(model, x, method, baselines=baselines)
-    assert explanation.attributions.shape == x.shape
+    assert explanation.attributions.numel() == x.numel()
     print(explanation)
 
 explanation = axplain.explain(model, x, "integrated_gradients")
