@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from axplain.explanation import Explanation
-    from axplain.face import estimate, explain
+    from axplain.face import estimate, explain, explain_targets
     from axplain.guard import evaluating
     from axplain.hooks import hookimpl
     from axplain.references import distribution
@@ -54,6 +54,7 @@ _HOMES = {
     "estimate": "face",
     "evaluating": "guard",
     "explain": "face",
+    "explain_targets": "face",
     "from_numpy": "adapters",
     "hookimpl": "hooks",
     "methods": "discovery",
@@ -84,6 +85,7 @@ __all__ = [
     "estimate",
     "evaluating",
     "explain",
+    "explain_targets",
     "from_numpy",
     "hookimpl",
     "methods",

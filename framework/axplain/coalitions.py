@@ -29,12 +29,13 @@ class AskCoalitions:
     ends: dict[str, Tensor] = attrs.field(factory=dict)
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
-        """Return (samples * batch,) values, sample-major, and both ends once they are known."""
+        """Return (samples * batch * targets,) values, sample-major, and both ends once they are known."""
         assert points.mask is not None, "this evaluation is chosen for points that are masks"
         if samples.start == 0:
             self.kept.clear()
             self.ends.clear()
-        values = torch.full((len(samples), block.batch), torch.nan, dtype=torch.float64, device=block.device)
+        width = block.batch * block.targets
+        values = torch.full((len(samples), width), torch.nan, dtype=torch.float64, device=block.device)
         present = points.mask.sum(1)
         if block.clean is not None:
             values[present == block.features().count] = block.clean.double()
@@ -43,9 +44,9 @@ class AskCoalitions:
         shared = Ends.absent(block) if block.batch > 1 and bool(empty.any()) else None
         wanted = (~known & ~empty if shared else ~known).nonzero().flatten()
         told = self._ask(engine, block, points.mask[wanted], shared)
-        values[wanted] = told[: len(wanted) * block.batch].view(-1, block.batch)
+        values[wanted] = told[: len(wanted) * block.batch].reshape(-1, width)
         if shared:
-            values[empty] = told[len(wanted) * block.batch :][shared.place].mean(1)
+            values[empty] = told[len(wanted) * block.batch :][shared.place].mean(1).flatten()
         self._remember(values, points.repeats, samples)
         self._note_ends(values, present, points.mask.shape[1])
         return Answers(value=values.flatten(), ends=self._told())
@@ -57,7 +58,7 @@ class AskCoalitions:
             rows = map_tensors(lambda points, more: torch.cat([points, more]), rows, shared.rows.x)
             index = torch.cat([index, shared.rows.index])
         if not len(index):
-            return torch.empty(0, dtype=torch.float64, device=block.device)
+            return torch.empty(0, block.targets, dtype=torch.float64, device=block.device)
         value = engine.ask(block, rows, index, "value").value
         assert value is not None, "a value was asked for"
         return value.double()

@@ -49,6 +49,20 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     return _post(spec, outcome, call.values)
 
 
+def run_targets(call: Call, problem: Problem, engine: Engine, settings: Settings) -> list[Outcome]:
+    """Explain every target of the problem: from the same passes where the method asks for values alone."""
+    parts = problem.target.parts
+    if len(parts) == 1 or not shares_passes(call):
+        return [run_method(call, attrs.evolve(problem, target=part), engine, settings) for part in parts]
+    outcome = run_method(call, problem, engine, settings)
+    return [outcome.select(place, len(parts)) for place in range(len(parts))]
+
+
+def shares_passes(call: Call) -> bool:
+    """Whether the passes of one target tell several: a gradient is of one target, and so is an inner method."""
+    return need_of(call) == "value" and call.inner is None
+
+
 def planned_samples(call: Call, problem: Problem) -> int:
     """Return the samples of each example that a composition's plan has."""
     assert call.spec.composition is not None, "only a composition has a plan"
@@ -301,18 +315,21 @@ class _Pipeline:
 
         Under a tolerance, stop as soon as every standard error is within it.
         """
-        state, sums, ends = self.aggregation.start(block, self.plan), _Sums(), None
+        pairs = block.by_target()
+        state, sums, ends = self.aggregation.start(pairs, self.plan), _Sums(), None
         for samples in self._ranges(block):
             points = self.plan.draw(block, samples)
             answers = self.evaluation(self.engine, block, points, samples)
+            if answers.value is not None:
+                answers = attrs.evolve(answers, value=answers.value.flatten())
             state = self.aggregation.update(state, points, answers)
             ends = answers.ends or ends
             for name, values in answers.checks.items():
                 sums.add(name, (values,), points.samples)
-            if self.tolerance is not None and _certain(self.aggregation.finish(state, block), self.tolerance):
+            if self.tolerance is not None and _certain(self.aggregation.finish(state, pairs), self.tolerance):
                 break
         checks = {name: values / self.plan.count for name, (values,) in sums.tensors.items()}
-        reduced = self.aggregation.finish(state, block)
+        reduced = self.aggregation.finish(state, pairs)
         return Outcome(
             reduced.attributions, reduced.standard_errors, checks, self.plan.columns, ends, features=reduced.features
         )

@@ -25,6 +25,10 @@ class Cost:
     check_rows: int
     bound: str = "exact"
 
+    def times(self, runs: int) -> Cost:
+        """Return the cost of several such runs."""
+        return Cost(self.forward_rows * runs, self.backward_rows * runs, self.check_rows * runs, self.bound)
+
 
 def planned_cost(
     call: Call,

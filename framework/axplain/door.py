@@ -23,7 +23,7 @@ from axplain.references import resolve_references
 from axplain.registry import registry
 from axplain.specs import Composition, Spec
 from axplain.structure import Structure, Tensors, all_finite, structure_of
-from axplain.targets import CallableTarget, IndexTarget, Neuron, OutputTarget, Target, resolve_neuron
+from axplain.targets import CallableTarget, IndexTarget, Neuron, OutputTarget, SeveralTargets, Target, resolve_neuron
 
 
 @attrs.frozen
@@ -36,6 +36,13 @@ class Shared:
 def shared(value: Any) -> Any:
     """Pass an additional argument to the model as it is, even if its first dimension happens to equal the batch."""
     return Shared(value)
+
+
+@attrs.frozen(eq=False)
+class Several:
+    """The targets of one call that explains several; made by `axplain.explain_targets`."""
+
+    targets: tuple[Any, ...]
 
 
 @attrs.frozen(eq=False)
@@ -307,11 +314,24 @@ TARGET_FORMS: Final = (
 def _target(given: Any, model: Model, batch: int) -> Target | None:
     if given is None:
         return None
+    if isinstance(given, Several):
+        return SeveralTargets(tuple(_one_of_several(i, item, model, batch) for i, item in enumerate(given.targets)))
     if isinstance(given, Neuron):
         return resolve_neuron(given, model)
     if callable(given) and not isinstance(given, Tensor):
         return CallableTarget(given)
     return IndexTarget(_indices(given, batch))
+
+
+def _one_of_several(i: int, given: Any, model: Model, batch: int) -> Target:
+    label = f"targets[{i}]"
+    try:
+        target = _target(given, model, batch)
+    except ArgumentError as error:
+        raise error.of(label) from None
+    if target is None:
+        raise ArgumentError(label, "None came", TARGET_FORMS)
+    return target
 
 
 def _indices(given: Any, batch: int) -> Tensor:

@@ -170,12 +170,13 @@ class Engine:
             return self.batch_size
         if self.most_rows <= UNMEASURED_ROWS:
             return max(self.most_rows, 1)
-        key = (_shape_key(problem, "gradient"), torch.is_autocast_enabled(problem.device.type))
-        self._measured = remembered(problem.model.function, key, lambda: self._measure(problem, need))
+        graph = need != "value" or problem.model.module is not None  # a plain callable may have no graph to keep
+        key = (_shape_key(problem, "gradient"), graph, torch.is_autocast_enabled(problem.device.type))
+        self._measured = remembered(problem.model.function, key, lambda: self._measure(problem, graph=graph))
         each = self._measured.bytes_per_row
         return rows_within_budget(each * 3 // 2 if need == "rules" else each, problem.device)
 
-    def _measure(self, problem: Problem, need: Need) -> Measured:
+    def _measure(self, problem: Problem, *, graph: bool) -> Measured:
         """Return bytes per row as the difference of two small passes, where weights and constants cancel.
 
         Both passes ask for the first example: they are witnesses that the model gives one value for one input. A model
@@ -186,10 +187,10 @@ class Engine:
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
-            rows_of_x = x if need == "value" and problem.model.module is None else _leaves(x)[1]
+            rows_of_x = _leaves(x)[1] if graph else x
             with torch.enable_grad(), problem.target.watching(problem.model):
                 raw, size = saved_bytes(lambda: self._pass(problem, rows_of_x, index))
-                values.append(float(problem.target.select(raw, index)[0].detach()))
+                values.append(float(problem.target.select(raw, index).detach().flatten()[0]))
             return size
 
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import attrs
 import torch
 
-from axplain.composition import need_of, planned_samples, run_method
+from axplain.composition import need_of, planned_samples, run_targets, shares_passes
 from axplain.cost import Cost, planned_cost
-from axplain.door import Question, question
+from axplain.door import Question, Several, question
 from axplain.engine import Engine
 from axplain.errors import ArgumentError, PluginError, UnsupportedModel, log, warn
 from axplain.explanation import Explanation
@@ -113,7 +113,41 @@ def explain(
     """
     arguments = locals()
     with plain_mode():
-        return _explain(arguments)
+        return _explain(arguments)[0]
+
+
+def explain_targets(
+    model: Callable[..., Any],
+    x: Any,
+    method: str | Path | Spec = "integrated_gradients",
+    *,
+    targets: Sequence[Any],
+    **options: Any,
+) -> tuple[Explanation, ...]:
+    """Attribute several scalars of a model's output, each as `explain` does it alone.
+
+    Methods that ask for values, such as the removal family, tell all targets from the passes of one; those that
+    differentiate take theirs for every target.
+
+    Args:
+        model, x, method: as in `explain`.
+        targets: what `explain` takes as `target`, one after the other.
+        **options: every other argument of `explain`, and the method's parameters.
+
+    Returns:
+        One explanation for each target, in their order. The cost in each is that of the whole call.
+
+    Raises:
+        ArgumentError: as `explain` does; or there are no targets.
+    """
+    if not isinstance(targets, Sequence) or isinstance(targets, str) or not targets:
+        raise ArgumentError("targets", f"{targets!r} came", "a list of at least one target")
+    if "target" in options:
+        raise ArgumentError("target", f"{options['target']!r} came beside targets", "one of the two")
+    bound = inspect.signature(explain).bind(model, x, method, target=Several(tuple(targets)), **options)
+    bound.apply_defaults()
+    with plain_mode():
+        return _explain(bound.arguments)
 
 
 @_called_like(explain)
@@ -128,7 +162,8 @@ def estimate(arguments: dict[str, Any]) -> Cost:
         return _planned(_normalise(arguments))
 
 
-def _explain(arguments: dict[str, Any]) -> Explanation:
+def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
+    """Run a call; of several targets one explanation each."""
     started = time.perf_counter()
     progress = arguments.pop("progress")
     asked = _normalise(arguments)
@@ -140,20 +175,29 @@ def _explain(arguments: dict[str, Any]) -> Explanation:
     with ExitStack() as stack:
         callback = stack.enter_context(_progress(progress, asked.call.spec.name))
         engine = Engine(asked.batch_size, callback, planned.forward_rows)
-        stack.enter_context(occupied(model.function, isinstance(asked.target, NeuronTarget)))
+        stack.enter_context(occupied(model.function, _hooks(asked)))
         stack.enter_context(untouched(model.module, asked.problem.device))
         problem = _aim(asked, engine)
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
-        outcome = run_method(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
+        outcomes = run_targets(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
+        aimed = [attrs.evolve(problem, target=part) for part in problem.target.parts]
         if asked.verify and asked.call.claims_completeness:
-            warn_if_drifting(problem, engine, outcome)
+            warn_if_drifting(aimed[0], engine, outcomes[0])
         if callback:
             callback(engine.count.forward, engine.count.forward)  # the plan may have been an upper bound
-    explanation = _explanation(asked, problem, outcome, engine, planned.bound, time.perf_counter() - started)
-    _judge(asked, outcome, explanation)
-    registry().plugins.hook.axplain_after_explain(call=asked.call, explanation=explanation)
-    log.debug("%r cost %s", explanation, explanation.cost)
-    return explanation
+    seconds = time.perf_counter() - started
+    explanations = []
+    for problem, outcome in zip(aimed, outcomes, strict=True):
+        explanation = _explanation(asked, problem, outcome, engine, planned.bound, seconds)
+        _judge(asked, outcome, explanation)
+        registry().plugins.hook.axplain_after_explain(call=asked.call, explanation=explanation)
+        log.debug("%r cost %s", explanation, explanation.cost)
+        explanations.append(explanation)
+    return tuple(explanations)
+
+
+def _hooks(asked: Question) -> bool:
+    return asked.target is not None and any(isinstance(part, NeuronTarget) for part in asked.target.parts)
 
 
 def _normalise(arguments: dict[str, Any]) -> Question:
@@ -164,7 +208,7 @@ def _normalise(arguments: dict[str, Any]) -> Question:
 
 def _planned(asked: Question) -> Cost:
     references = asked.problem.references
-    return planned_cost(
+    cost = planned_cost(
         asked.call,
         asked.problem.batch,
         references.count if references else 0,
@@ -174,6 +218,8 @@ def _planned(asked: Question) -> Cost:
         verify=asked.verify,
         predicts=asked.target is None,
     )
+    runs = 1 if asked.target is None or shares_passes(asked.call) else len(asked.target.parts)
+    return cost.times(runs)
 
 
 def _aim(asked: Question, engine: Engine) -> Problem:

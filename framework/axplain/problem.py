@@ -96,6 +96,11 @@ class Problem:
         """Where the inputs are."""
         return self.inputs[0].device
 
+    @property
+    def targets(self) -> int:
+        """How many targets every example has."""
+        return len(self.target.parts)
+
     def everyone(self) -> Tensor:
         """Return the index of all examples."""
         return torch.arange(self.batch, device=self.device)
@@ -134,6 +139,10 @@ class Problem:
             self.inputs,
             absent,
         )
+
+    def by_target(self) -> Problem:
+        """Return the question with an example for each pair of example and target, the targets of one side by side."""
+        return self if self.targets == 1 else self.take(self.everyone().repeat_interleave(self.targets))
 
     def block(self, index: Tensor) -> Problem:
         """Return the question about a block of consecutive examples; all of them together are the problem itself."""

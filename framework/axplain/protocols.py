@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 from torch import Tensor
 
-from axplain.structure import Tensors
+from axplain.structure import Tensors, map_tensors
 
 if TYPE_CHECKING:
     from axplain.engine import Engine
@@ -81,9 +81,10 @@ class Coefficients:
 class Answers:
     """What the model, or an inner method, said at the points, row by row.
 
-    `value`: (rows,). `terms`: (rows, ...) per tensor: the gradients, or an inner method's attributions.
-    `checks`: (rows,) each: an inner method's own checks. `ends`: (examples,) float64 each, F(x) and mean F(x'), where
-    they were asked on the way.
+    `value`: (rows,); of several targets, (rows, targets), which an aggregation gets as (rows * targets,): pairs of an
+    example and a target are its examples. `terms`: (rows, ...) per tensor: the gradients, or an inner method's
+    attributions. `checks`: (rows,) each: an inner method's own checks. `ends`: (examples * targets,) float64 each, F(x)
+    and mean F(x'), where they were asked on the way.
     """
 
     value: Tensor | None = None
@@ -163,6 +164,21 @@ class Outcome:
     ends: tuple[Tensor, Tensor] | None = None
     features: Tensor | None = None
     notes: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def select(self, place: int, targets: int) -> Outcome:
+        """Return what is said of one of several targets; every tensor has the targets of an example side by side."""
+
+        def mine(tensor: Tensor) -> Tensor:
+            return tensor[place::targets]
+
+        return attrs.evolve(
+            self,
+            attributions=map_tensors(mine, self.attributions),
+            standard_errors=map_tensors(mine, self.standard_errors) if self.standard_errors else None,
+            checks={name: mine(values) for name, values in self.checks.items()},
+            ends=(mine(self.ends[0]), mine(self.ends[1])) if self.ends else None,
+            features=None if self.features is None else mine(self.features),
+        )
 
 
 @attrs.frozen

@@ -48,14 +48,14 @@ class Ends:
         return cls(Rows(x, asker), place.view(references.index.shape))
 
     def told(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F(x) and mean F(x') from the values at the rows: (batch,) each, in float64."""
+        """Return F(x) and mean F(x') from the values at the rows: (batch * targets,) each, in float64."""
         batch = len(self.place)
         clean, baseline = value[:batch].double(), value[batch:].double()[self.place]
-        return clean, baseline.mean(1) if baseline.shape[1] > 1 else baseline[:, 0]
+        return clean.flatten(), (baseline.mean(1) if baseline.shape[1] > 1 else baseline[:, 0]).flatten()
 
 
 def with_completeness(problem: Problem, engine: Engine, outcome: Outcome) -> Outcome:
-    """Add the residual sum(attributions) - (F(x) - mean F(x')) and that difference: (batch,) each, in float64."""
+    """Add the residual sum(attributions) - (F(x) - mean F(x')) and that difference: (batch * targets,), in float64."""
     ends = outcome.ends
     if ends is None:
         asked = Ends.of(problem, outcome.columns)
@@ -77,8 +77,8 @@ def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None
         pair = problem.take(problem.everyone()[:1].repeat(2))  # batch normalisation in training refuses a single row
         rows = Rows(pair.inputs, pair.everyone())
         known = outcome.ends[0] if outcome.ends else pair.clean
-        before = float((engine.check_values(pair, rows) if known is None else known)[0])
-        after = float(engine.check_values(pair, rows)[0])
+        before = float((engine.check_values(pair, rows) if known is None else known).flatten()[0])
+        after = float(engine.check_values(pair, rows).flatten()[0])
     dtype = problem.inputs[0].dtype
     loose = 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
     if not math.isclose(before, after, rel_tol=loose, abs_tol=loose):

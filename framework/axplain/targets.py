@@ -1,11 +1,14 @@
-"""Which scalar per example is explained: the output itself, an index, a callable on the raw output, a neuron."""
+"""Which scalar per example is explained: the output itself, an index, a callable on the raw output, a neuron.
+
+Or several of them, from the same passes.
+"""
 
 from __future__ import annotations
 
 import numbers
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import attrs
@@ -19,8 +22,13 @@ from axplain.model import Model, output_tensor
 class Target(Protocol):
     """Selects (rows,) values from the raw output of rows that belong to the examples of `index`."""
 
+    @property
+    def parts(self) -> tuple[Target, ...]:
+        """The target itself, or the several that it is made of."""
+        ...
+
     def select(self, raw: Any, index: Tensor) -> Tensor:
-        """Return one value per row."""
+        """Return one value per row; of several targets, (rows, targets)."""
         ...
 
     def take(self, index: Tensor) -> Target:
@@ -42,7 +50,11 @@ class Target(Protocol):
 
 
 class _Same:
-    """A target that is the same for every example and needs nothing of the model."""
+    """A single target that is the same for every example and needs nothing of the model."""
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        return (self,)
 
     def take(self, index: Tensor) -> Any:
         return self
@@ -183,6 +195,39 @@ class CallableTarget(_Same):
     def describe(self) -> Any:
         """Return the target as JSON can hold it."""
         return f"callable {getattr(self.function, '__qualname__', type(self.function).__name__)}"
+
+
+@attrs.frozen(eq=False)
+class SeveralTargets:
+    """Several targets of every example, selected from one pass."""
+
+    parts: tuple[Target, ...]
+
+    def select(self, raw: Any, index: Tensor) -> Tensor:
+        """Return (rows, targets) values."""
+        return torch.stack([part.select(raw, index) for part in self.parts], 1)
+
+    def take(self, index: Tensor) -> SeveralTargets:
+        """Return the targets of some examples."""
+        return SeveralTargets(tuple(part.take(index) for part in self.parts))
+
+    def codes(self, batch: int, device: torch.device) -> Tensor:
+        """Return (batch,) integers, equal where two examples have the same targets."""
+        each = torch.stack([part.codes(batch, device) for part in self.parts], 1)
+        codes: Tensor = torch.unique(each, dim=0, return_inverse=True)[1]
+        return codes
+
+    def describe(self) -> Any:
+        """Return the targets as JSON can hold them."""
+        return [part.describe() for part in self.parts]
+
+    @contextmanager
+    def watching(self, model: Model) -> Iterator[None]:
+        """Prepare the model for all of them."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.watching(model))
+            yield
 
 
 @attrs.frozen(eq=False)

@@ -102,6 +102,10 @@ class Case:
         """Explain."""
         return axplain.explain(model, x, **self.arguments(**given))
 
+    def several(self, model: Any, x: Any, targets: list[Any], **given: Any) -> tuple[axplain.Explanation, ...]:
+        """Explain several targets."""
+        return axplain.explain_targets(model, x, targets=targets, **self.arguments(**given))
+
     def estimate(self, model: Any, x: Any, **given: Any) -> axplain.Cost:
         """Price the same call."""
         return axplain.estimate(model, x, **self.arguments(**given))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -105,3 +107,29 @@ def test_progress_rises_to_the_total() -> None:
     assert [total for _, total in steps] == [200] * len(steps)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert steps[-1] == (200, 200)
+
+
+def test_what_a_callable_needs_for_values_is_not_taken_for_gradients() -> None:
+    factors = [torch.full((100,), 1.01) for _ in range(30)]
+
+    def callable_model(x: Tensor) -> Tensor:
+        for factor in factors:
+            x = (x * factor).exp().log()
+        return x.sum(1)
+
+    def rows(*needs: Literal["value", "gradient"]) -> int:
+        asked = problem(callable_model, torch.rand(2, 100))  # type: ignore[arg-type]
+        found = 0
+        for need in needs:
+            with plain_mode():
+                found = Engine(most_rows=10_000).rows(asked, need)
+        return found
+
+    after_values = rows("value", "gradient")
+
+    def callable_model_again(x: Tensor) -> Tensor:
+        return callable_model(x)
+
+    with plain_mode():
+        fresh = Engine(most_rows=10_000).rows(problem(callable_model_again, torch.rand(2, 100)), "gradient")  # type: ignore[arg-type]
+    assert after_values == fresh < CPU_MOST_ROWS
