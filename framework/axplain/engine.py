@@ -37,13 +37,15 @@ HIDDEN = 32
 class Engine:
     """One call's access to the model. It runs under `guard.plain_mode`: no graph but where a gradient is asked for.
 
-    `batch_size`: rows of a chunk, or "auto". `most_rows`: about how many rows the whole call needs. `notes`: operations
-    whose plain gradient was taken under a rule set.
+    `batch_size`: rows of a chunk, or "auto". `most_rows`: about how many rows the whole call needs. `differentiates`:
+    whether the call asks for gradients, also after values. `notes`: operations whose plain gradient was taken under a
+    rule set.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     progress: Progress | None = None
     most_rows: int = 0
+    differentiates: bool = False
     count: RowCount = attrs.field(factory=RowCount)
     notes: set[str] = attrs.field(factory=set)
     _checking: bool = attrs.field(default=False, init=False)
@@ -170,7 +172,8 @@ class Engine:
             return self.batch_size
         if self.most_rows <= UNMEASURED_ROWS:
             return max(self.most_rows, 1)
-        graph = need != "value" or problem.model.module is not None  # a plain callable may have no graph to keep
+        # a plain callable may have no graph to keep
+        graph = need != "value" or self.differentiates or problem.model.module is not None
         key = (_shape_key(problem, "gradient"), graph, torch.is_autocast_enabled(problem.device.type))
         self._measured = remembered(problem.model.function, key, lambda: self._measure(problem, graph=graph))
         each = self._measured.bytes_per_row

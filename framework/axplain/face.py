@@ -174,7 +174,8 @@ def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
     planned = _planned(asked)
     with ExitStack() as stack:
         callback = stack.enter_context(_progress(progress, asked.call.spec.name))
-        engine = Engine(asked.batch_size, callback, planned.forward_rows)
+        floating = asked.call.innermost.spec.requires.input_dtype == "floating"
+        engine = Engine(asked.batch_size, callback, planned.forward_rows, differentiates=floating)
         stack.enter_context(occupied(model.function, _hooks(asked)))
         stack.enter_context(untouched(model.module, asked.problem.device))
         problem = _aim(asked, engine)
