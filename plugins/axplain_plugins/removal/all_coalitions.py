@@ -32,7 +32,8 @@ class AllCoalitions:
                 "Use shapley_value_sampling or kernel_shap, or group elements with feature_mask.",
             )
         weights = [_WEIGHTS[self.value](size, features) for size in range(features)]
-        return AllPlan(2**features, features, torch.tensor(weights, dtype=torch.float64, device=problem.device))
+        both = [[0.0, *weights], [*(-weight for weight in weights), 0.0]]
+        return AllPlan(2**features, features, torch.tensor(both, dtype=torch.float64, device=problem.device))
 
 
 def _shapley(size: int, features: int) -> float:
@@ -50,7 +51,7 @@ _WEIGHTS: Final[dict[str, Callable[[int, int], float]]] = {"shapley": _shapley, 
 class AllPlan:
     """Sample 0 is all features, sample 1 none, then the others as binary numbers.
 
-    `weights`: (features,) of joining a coalition of that size.
+    `weights`: (2, features + 1) that a coalition of each size has for a feature in it, and for any other.
     """
 
     count: int
@@ -60,11 +61,9 @@ class AllPlan:
 
     def draw(self, block: Problem, samples: range) -> Points:
         own = torch.arange(samples.start, samples.stop, device=block.device)
-        code = torch.where(own == 0, self.count - 1, (own - 1).clamp(min=0))
+        code = (own - 1) % self.count
         mask = (code[:, None] >> torch.arange(self.features, device=block.device)) & 1 == 1
-        size = mask.sum(1)
-        joined = self.weights[(size - 1).clamp(min=0)][:, None]
-        missed = -self.weights[size.clamp(max=self.features - 1)][:, None]
+        joined, missed = self.weights.index_select(1, mask.sum(1)).unsqueeze(2)
         factor = torch.where(mask, joined, missed)
         sample = torch.arange(len(samples), device=block.device)[:, None].expand_as(mask)
         feature = torch.arange(self.features, device=block.device).expand_as(mask)

@@ -12,6 +12,8 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Points, Repeats
+from axplain.randomness import Key
+from axplain_plugins.removal.memory import kept
 from axplain_plugins.removal.repeats import repeats_of, within
 from axplain_plugins.removal.strata import check_features
 
@@ -30,7 +32,10 @@ class BernoulliCoalitions:
     def plan(self, problem: Problem) -> BernoulliPlan:
         features = problem.features().count
         check_features(features)
-        generator = problem.key.at("coalitions").generator()
+        return kept(self.n * features, BernoulliCoalitions._plan, self, features, problem.key.at("coalitions"))
+
+    def _plan(self, features: int, key: Key) -> BernoulliPlan:
+        generator = key.generator()
         masks = torch.rand(self.n, features, generator=generator, dtype=torch.float64, device="cpu") < 0.5
         masks[0] = True
         present = masks.sum(1).double()

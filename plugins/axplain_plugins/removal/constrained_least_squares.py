@@ -37,7 +37,7 @@ def solved(z: Tensor, w: Tensor, drawn: Tensor, y: Tensor, total: Tensor) -> tup
     """Return (features, batch) coefficients and their standard errors, None where nothing was drawn.
 
     With A = Z'WZ and G = A^-1 - A^-1 1 1' A^-1 / 1' A^-1 1 the solution is G Z'Wy + A^-1 1 total / 1' A^-1 1, and the
-    error of what was drawn is the sandwich G Z' W diag(r^2) W Z G, r the residuals.
+    error of what was drawn is the sandwich G Z' W diag(r^2) W Z G, r the residuals; `pulls` is G Z'W.
 
     Raises:
         ArgumentError: the coalitions do not tell all features apart.
@@ -45,27 +45,27 @@ def solved(z: Tensor, w: Tensor, drawn: Tensor, y: Tensor, total: Tensor) -> tup
     features = z.shape[1]
     if features == 1:
         return total[None], None
-    a = z.T @ (w[:, None] * z)
+    weighted = w[:, None] * z
+    a = z.T @ weighted
     factor, info = torch.linalg.cholesky_ex(a)
-    if int(info) or float(factor.diagonal().min()) < 1e-7 * float(factor.diagonal().max()):
+    least, most = factor.diagonal().aminmax()
+    if int(info) or float(least) < 1e-7 * float(most):
         raise ArgumentError(
             "n_samples",
             f"the {len(z)} coalitions that were drawn do not tell {features} features apart",
             "more of them",
         )
-    ones = torch.cholesky_solve(torch.ones(features, 1, dtype=z.dtype, device=z.device), factor)
-    free = torch.cholesky_solve(z.T @ (w[:, None] * y), factor)
-    phi = free + ones * (total - free.sum(0)) / ones.sum()
-    left, drawn = drawn, drawn > 0
+    both = torch.cat([torch.ones(features, 1, dtype=z.dtype, device=z.device), weighted.T], 1)
+    solution = torch.cholesky_solve(both, factor)
+    ones, pulls = solution[:, :1] / solution[:, :1].sum(), solution[:, 1:]
+    pulls = pulls - ones * pulls.sum(0)
+    phi = pulls @ y + ones * total
     if not bool(drawn.any()):
         return phi, None
-    pulls = torch.cholesky_solve((w[:, None] * z)[drawn].T, factor)  # A^-1 Z'W
-    pulls = pulls - ones * pulls.sum(0) / ones.sum()
-    residuals, mine = (y - z @ phi)[drawn], z[drawn]
-    if torch.equal(mine, 1 - mine.flip(0)):  # a pair is one draw; masks are sorted, so complements mirror each other
-        half = len(mine) // 2
-        pulls, residuals = pulls[:, :half], residuals[:half] - residuals.flip(0)[:half]
-    left = left[drawn][: len(residuals), None]
+    residuals, left = y - z @ phi, drawn[:, None]
+    if torch.equal(z, 1 - z.flip(0)):  # a pair is one draw; masks are sorted, so complements mirror each other
+        half = len(z) // 2
+        pulls, residuals, left = pulls[:, :half], residuals[:half] - residuals.flip(0)[:half], left[:half]
     return phi, (pulls.square() @ (left * residuals.square())).sqrt()
 
 

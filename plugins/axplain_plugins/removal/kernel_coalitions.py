@@ -11,14 +11,17 @@ from torch import Tensor
 from axplain import ArgumentError, hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Points
+from axplain.randomness import Key
+from axplain_plugins.removal.memory import kept
+from axplain_plugins.removal.repeats import distinct
 from axplain_plugins.removal.strata import (
-    Stratum,
-    all_subsets,
+    MOST_RANKED,
     allotted,
     check_features,
-    drawn_subsets,
+    random_subsets,
     rounded,
     strata_of,
+    subsets_at,
 )
 
 
@@ -38,26 +41,38 @@ class KernelCoalitions:
     def plan(self, problem: Problem) -> TablePlan:
         features = problem.features().count
         check_features(features)
-        generator = problem.key.at("coalitions").generator()
-        strata = strata_of(features, paired=self.paired, by_leverage=self.law == "leverage")
-        expected = allotted(strata, self.n // 2 if self.paired else self.n)
-        parts = [
-            _taken(*item, features, generator)
-            for item in zip(strata, expected, rounded(expected, generator), strict=True)
-        ]
+        return kept(self.n * features, KernelCoalitions._plan, self, features, problem.key.at("coalitions"))
+
+    def _plan(self, features: int, key: Key) -> TablePlan:
+        masks, weights, drawn = self._drawn(features, key.generator())
+        if self.paired:
+            masks, weights, drawn = torch.cat([masks, ~masks]), weights.repeat(2) / 2, drawn.repeat(2)
+        masks, weights, drawn = _merged(masks, weights, drawn)
+        _check_rank(masks, self.n)
         ends = torch.tensor([[True], [False]], device="cpu").expand(-1, features)
         nothing = torch.zeros(2, dtype=torch.float64, device="cpu")
-        masks, weights, drawn = [ends], [nothing], [nothing]
-        for mask, weight, left in parts:
-            both = torch.cat([mask, ~mask]) if self.paired else mask
-            masks.append(both)
-            weights.append(
-                torch.full((len(both),), weight / (2 if self.paired else 1), dtype=torch.float64, device="cpu")
-            )
-            drawn.append(torch.full((len(both),), left, dtype=torch.float64, device="cpu"))
-        merged = _merged(torch.cat(masks), torch.cat(weights), torch.cat(drawn))
-        _check_rank(merged[0][2:], self.n)
-        return TablePlan(*merged)
+        return TablePlan(torch.cat([ends, masks]), torch.cat([nothing, weights]), torch.cat([nothing, drawn]))
+
+    def _drawn(self, features: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return coalitions, one of each pair, what each weighs with its complement, and how much is left to draw."""
+        strata = strata_of(features, paired=self.paired, by_leverage=self.law == "leverage")
+        shares = allotted(strata, self.n // 2 if self.paired else self.n)
+        by_rank, at_random, masks = [], [], []
+        for stratum, share, count in zip(strata, shares, rounded(shares, generator), strict=True):
+            whole = share >= stratum.capacity
+            taken = stratum.capacity if whole else count
+            entry = (stratum.size, taken, stratum.mass / max(share, 1e-300), 1 - taken / stratum.capacity)
+            if whole or stratum.capacity <= MOST_RANKED:
+                ranks = torch.randperm(stratum.capacity, generator=generator, device="cpu")[:taken]
+                masks.append(subsets_at(ranks, features, stratum.size))
+                by_rank.append(entry)
+            else:
+                at_random.append(entry)
+        table = torch.tensor(by_rank + at_random, dtype=torch.float64, device="cpu").view(-1, 4)
+        sizes, weights, left = table[:, [0, 2, 3]].repeat_interleave(table[:, 1].long(), 0).unbind(1)
+        ranked = sum(len(mask) for mask in masks)
+        masks.append(random_subsets(sizes[ranked:], features, generator))
+        return torch.cat(masks), weights, left
 
 
 def _check_rank(masks: Tensor, n: int) -> None:
@@ -70,22 +85,11 @@ def _check_rank(masks: Tensor, n: int) -> None:
         )  # fmt: skip
 
 
-def _taken(
-    stratum: Stratum, expected: float, count: int, features: int, generator: torch.Generator
-) -> tuple[Tensor, float, float]:
-    """Return the subsets of a stratum, what each weighs with its complement, and whether they are all of it."""
-    if expected >= stratum.capacity:
-        return all_subsets(features, stratum.size, stratum.capacity), stratum.mass / stratum.capacity, 0.0
-    masks = drawn_subsets(features, stratum.size, count, stratum.capacity, generator)
-    return masks, stratum.mass / max(expected, 1e-300), 1 - count / stratum.capacity
-
-
 def _merged(masks: Tensor, weights: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return every coalition once, with the weights of its draws together; the ends stay in front."""
-    rest, place = torch.unique(masks[2:], dim=0, return_inverse=True)
-    total = torch.zeros(len(rest), dtype=torch.float64, device="cpu").index_add_(0, place, weights[2:])
-    sampled = torch.zeros(len(rest), dtype=torch.float64, device="cpu").index_put_((place,), drawn[2:])
-    return torch.cat([masks[:2], rest]), torch.cat([weights[:2], total]), torch.cat([drawn[:2], sampled])
+    """Return every coalition once, in rising order, with the weights of its draws together."""
+    first, place = distinct(masks)
+    total = torch.zeros(len(first), dtype=torch.float64, device="cpu").index_add_(0, place, weights)
+    return masks[first], total, drawn[first]
 
 
 @attrs.frozen(eq=False)

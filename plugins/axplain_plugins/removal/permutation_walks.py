@@ -11,6 +11,8 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Coefficients, Points, Repeats
+from axplain.randomness import Key
+from axplain_plugins.removal.memory import kept
 from axplain_plugins.removal.repeats import repeats_of_prefixes, shifted, within
 
 
@@ -26,7 +28,10 @@ class PermutationWalks:
 
     def plan(self, problem: Problem) -> WalkPlan:
         features = problem.features().count
-        generator = problem.key.at("walks").generator()
+        return kept(self.n * features, PermutationWalks._plan, self, features, problem.key.at("walks"))
+
+    def _plan(self, features: int, key: Key) -> WalkPlan:
+        generator = key.generator()
         pairs = max(self.n // 2, 1)
         drawn = pairs if self.antithetic else self.n
         orders = torch.rand(drawn, features, generator=generator, dtype=torch.float64, device="cpu").argsort(1)
@@ -39,13 +44,15 @@ class PermutationWalks:
 class WalkPlan:
     """Samples 0 and 1 are all and no features; then, walk by walk, the first 1, 2, ... features of its order.
 
-    `orders`: (walks, features). `each`: walks of one independent estimate.
+    `orders`: (walks, features). `ranks`: the place of each feature in each. `each`: walks of one independent estimate,
+    of which a walk has its share, (walks,).
     """
 
     count: int
     orders: Tensor
     ranks: Tensor
     each: int
+    shares: Tensor
     repeats: Repeats | None
     columns: Tensor | None = None
 
@@ -53,17 +60,20 @@ class WalkPlan:
     def of(cls, orders: Tensor, each: int) -> WalkPlan:
         walks, features = orders.shape
         ranks = torch.empty_like(orders).scatter_(1, orders, torch.arange(features, device="cpu").expand(walks, -1))
-        repeats = shifted(repeats_of_prefixes(orders), 2) if features > 1 else None
-        return cls(2 + walks * (features - 1), orders, ranks, each, repeats)
+        repeats = shifted(repeats_of_prefixes(orders, ranks), 2) if features > 1 else None
+        shares = torch.full((walks,), 1.0 / each, dtype=torch.float64, device="cpu")
+        if walks % each:
+            shares[-(walks % each) :] = 1.0 / (walks % each)
+        return cls(2 + walks * (features - 1), orders, ranks, each, shares, repeats)
 
     def draw(self, block: Problem, samples: range) -> Points:
         features = self.orders.shape[1]
         steps = torch.arange(max(samples.start, 2), max(samples.stop, 2), device="cpu") - 2
         walk, size = steps // max(features - 1, 1), steps % max(features - 1, 1) + 1
-        ends = torch.tensor([[True], [False]], device="cpu")[min(samples.start, 2) : min(samples.stop, 2)].expand(
-            -1, features
-        )
-        mask = torch.cat([ends, self.ranks[walk] < size[:, None]])
+        mask = self.ranks.index_select(0, walk) < size[:, None]
+        if samples.start < 2:
+            ends = torch.tensor([[True], [False]], device="cpu")[samples.start : min(samples.stop, 2)]
+            mask = torch.cat([ends.expand(-1, features), mask])
         return Points(
             None,
             len(samples),
@@ -79,13 +89,13 @@ class WalkPlan:
         closing = walk[size == features - 1]
         if features == 1 and samples.stop == self.count:  # no steps: a walk is its two ends
             closing = torch.arange(walks, device="cpu")
-        first = torch.arange(walks, device="cpu") // self.each * self.each
-        shares = 1.0 / (walks - first).clamp(max=self.each).double()
+        orders, place, share = self.orders.view(-1), walk * features + size, self.shares.index_select(0, walk)
+        total = self.shares.index_select(0, closing)
         gains = [
-            (sample, self.orders[walk, size - 1], shares[walk], walk),
-            (sample, self.orders[walk, size] if features > 1 else walk, -shares[walk], walk),
-            (torch.full_like(closing, -1), self.orders[closing, -1], shares[closing], closing),
-            (torch.full_like(closing, -2), self.orders[closing, 0], -shares[closing], closing),
+            (sample, orders.index_select(0, place - 1), share, walk),
+            (sample, orders.index_select(0, place) if features > 1 else walk, -share, walk),
+            (torch.full_like(closing, -1), self.orders[:, -1].index_select(0, closing), total, closing),
+            (torch.full_like(closing, -2), self.orders[:, 0].index_select(0, closing), -total, closing),
         ]
         where, feature, factor, of = (torch.cat(parts).to(device) for parts in zip(*gains, strict=True))
         done = int(closing[-1]) + 1 if len(closing) else int(walk[0]) if len(walk) else 0

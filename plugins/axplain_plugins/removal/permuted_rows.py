@@ -46,11 +46,13 @@ class PermutedPlan:
         device = block.device
         own = torch.arange(samples.start, samples.stop, device=device)
         feature = (own - 1) % self.features
-        origin = block.everyone() if block.origin is None else block.origin
-        others = self.orders[(own - 1).clamp(min=0)][:, origin]
+        others = self.orders.index_select(0, (own - 1).clamp(min=0))
+        others = (others if block.origin is None else others[:, block.origin]).flatten()
         keep = (own[:, None] == 0) | (feature[:, None] != torch.arange(self.features, device=device))
         x = map_tensors(
-            lambda mine, x, everyone: torch.where(mine, x.unsqueeze(0), everyone[others]).flatten(0, 1),
+            lambda mine, x, everyone: torch.where(
+                mine, x.unsqueeze(0), everyone.index_select(0, others).view(len(own), *x.shape)
+            ).flatten(0, 1),
             block.features().elements(keep),
             block.inputs,
             self.inputs,

@@ -11,28 +11,50 @@ from axplain.protocols import Repeats
 
 def repeats_of(masks: Tensor) -> Repeats | None:
     """Return where each mask of a table, (samples, features), came first; None where all differ."""
-    packed = numpy.packbits(masks.numpy(), axis=1)
-    rows = numpy.ascontiguousarray(packed).view([("", packed.dtype)] * packed.shape[1]).ravel()
-    return _repeats(*numpy.unique(rows, return_index=True, return_inverse=True)[1:])
+    return _repeats(*_first_places(_names(masks)))
 
 
-def repeats_of_prefixes(orders: Tensor) -> Repeats | None:
+def distinct(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each distinct mask comes first, in rising order of the masks, and which of them each mask is."""
+    index, inverse = _first_places(_names(masks))
+    return torch.from_numpy(index), torch.from_numpy(inverse)
+
+
+def _names(masks: Tensor) -> numpy.ndarray:
+    """Return a name for each mask: as strings of bytes they are sorted many times faster than row by row."""
+    packed = numpy.ascontiguousarray(numpy.packbits(masks.numpy(), axis=1))
+    return packed.view(f"S{packed.shape[1]}").ravel()
+
+
+def _first_places(names: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return where each distinct name comes first, in rising order of the names, and which of them each name is."""
+    order = names.argsort(kind="stable")
+    ordered = names[order]
+    new = numpy.ones(len(names), dtype=bool)
+    numpy.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    inverse = numpy.empty_like(order)
+    inverse[order] = new.cumsum() - 1
+    return order[new], inverse
+
+
+def repeats_of_prefixes(orders: Tensor, ranks: Tensor) -> Repeats | None:
     """Return where each set of the first k features of an order came first, k from 1 to one less than all.
 
+    `ranks`: the place of each feature in each order.
     Sets are told apart by sums of random 62-bit numbers, one for each feature; sets whose sums agree are compared.
     """
-    walks, features = orders.shape
+    features = orders.shape[1]
     generator = torch.Generator("cpu").manual_seed(features)
     names = torch.randint(2**62, (features,), generator=generator, device="cpu")
     sums = names[orders].cumsum(1)[:, :-1].reshape(-1).numpy()  # wraps around, which is as good
-    repeats = _repeats(*numpy.unique(sums, return_index=True, return_inverse=True)[1:])
+    repeats = _repeats(*_first_places(sums))
     if repeats is None:
         return None
-    ranks = torch.empty_like(orders).scatter_(1, orders, torch.arange(features, device="cpu").expand(walks, -1))
     own = torch.arange(len(repeats.first), device="cpu")
     later = (repeats.first != own).nonzero().flatten()
-    same = _prefix(ranks, later, features) == _prefix(ranks, repeats.first[later], features)
-    repeats.first[later[~same.all(1)]] = later[~same.all(1)]
+    differ = (_prefix(ranks, later, features) != _prefix(ranks, repeats.first[later], features)).any(1)
+    if bool(differ.any()):
+        repeats.first[later[differ]] = later[differ]
     return repeats
 
 
@@ -44,10 +66,10 @@ def _prefix(ranks: Tensor, samples: Tensor, features: int) -> Tensor:
 def _repeats(index: numpy.ndarray, inverse: numpy.ndarray) -> Repeats | None:
     if len(index) == len(inverse):
         return None
-    first = torch.from_numpy(index[inverse.ravel()])
-    again = torch.zeros(len(first), dtype=torch.bool, device="cpu")
-    again[first[first != torch.arange(len(first), device="cpu")]] = True
-    return Repeats(first, again)
+    first = index[inverse]
+    again = numpy.zeros(len(first), dtype=bool)
+    again[first[first != numpy.arange(len(first))]] = True
+    return Repeats(torch.from_numpy(first), torch.from_numpy(again))
 
 
 def shifted(repeats: Repeats | None, before: int) -> Repeats | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Final
 
 import attrs
@@ -13,10 +12,8 @@ from torch import Tensor
 
 from axplain import ArgumentError
 
-#: subsets of one size that are listed, to draw each at most once; of more than these few come twice
-MOST_LISTED = 4096
-
-
+#: subsets of one size that are drawn by their ranks, each at most once; of more than these few come twice
+MOST_RANKED: Final = 4096
 #: features beyond which the matrix of a regression would take gigabytes
 MOST_FEATURES: Final = 10_000
 
@@ -89,17 +86,22 @@ def rounded(expected: list[float], generator: torch.Generator) -> list[int]:
     return [math.floor(end + 1e-9) - math.floor(begin + 1e-9) for begin, end in itertools.pairwise(ends)]
 
 
-def all_subsets(features: int, size: int, capacity: int) -> Tensor:
-    """Return every subset of a size, (capacity, features); where fewer are asked, those that hold feature 0."""
-    chosen: Iterator[tuple[int, ...]] = itertools.combinations(range(features), size)
-    picked = torch.tensor(list(itertools.islice(chosen, capacity)), device="cpu")
-    return torch.zeros(capacity, features, dtype=torch.bool, device="cpu").scatter_(1, picked, True)
+def subsets_at(ranks: Tensor, features: int, size: int) -> Tensor:
+    """Return the subsets of a size at some ranks, (ranks, features), those without the last feature first.
+
+    A rank is the sum over k of the binomials (c_k over k), c_k the k-th member (the combinatorial number system).
+    """
+    masks = torch.zeros(len(ranks), features, dtype=torch.bool, device="cpu")
+    rows = torch.arange(len(ranks), device="cpu")
+    for k in range(size, 0, -1):
+        below = torch.tensor([min(math.comb(member, k), 2**62) for member in range(features)], device="cpu")
+        member = torch.searchsorted(below, ranks, right=True) - 1
+        masks[rows, member] = True
+        ranks = ranks - below[member]
+    return masks
 
 
-def drawn_subsets(features: int, size: int, count: int, capacity: int, generator: torch.Generator) -> Tensor:
-    """Return random subsets of a size, (count, features): all different where there are few to draw from."""
-    if capacity <= MOST_LISTED:
-        listed = all_subsets(features, size, capacity)
-        return listed[torch.randperm(capacity, generator=generator, device="cpu")[:count]]
-    order = torch.rand(count, features, generator=generator, dtype=torch.float64, device="cpu").argsort(1)
-    return order < size
+def random_subsets(sizes: Tensor, features: int, generator: torch.Generator) -> Tensor:
+    """Return a random subset of each size, (sizes, features)."""
+    order = torch.rand(len(sizes), features, generator=generator, dtype=torch.float64, device="cpu").argsort(1)
+    return order < sizes[:, None]
