@@ -187,9 +187,9 @@ def test_shapley_value_sampling_over_all_orders_is_exact(monkeypatch: pytest.Mon
     plan_of = WalkPlan.of
     monkeypatch.setattr(WalkPlan, "of", lambda orders, each: plan_of(every, 1))
     model, x = network(4), normal(2, 4)
-    found = axplain.explain(
-        model, x, "shapley_value_sampling", n_samples=24, antithetic=False, seed=None
-    )  # no kept plan
+    _kept.cache_clear()
+    found = axplain.explain(model, x, "shapley_value_sampling", n_samples=24, antithetic=False)
+    _kept.cache_clear()
     close(found.attributions, by_subsets(model, x, torch.zeros_like(x), shapley))
     walks = torch.stack([walk(model, x, torch.zeros_like(x), tuple(order)) for order in every.tolist()])
     close(found.standard_errors, walks.std(0) / math.sqrt(24))
@@ -356,10 +356,15 @@ def test_feature_permutation_takes_each_feature_from_the_planned_example(rounds:
 def test_a_kept_plan_is_the_plan_that_would_be_drawn(method: str) -> None:
     """Twelve plans push each other out of the memory; the second round gets what the first one got."""
     model, x = network(6), normal(2, 6)
-    asked = [{"n_samples": 40 + n, "seed": seed} for n in range(4) for seed in range(3)]
-    first, second = ([axplain.explain(model, x, method, **one).attributions for one in asked] for _ in range(2))
+    asked = [(n, seed) for n in (40, 41, 42, 43) for seed in range(3)]
+
+    def ask(n: int, seed: int) -> Tensor:
+        answer: Tensor = axplain.explain(model, x, method, n_samples=n, seed=seed).attributions
+        return answer
+
+    first, second = ([ask(*one) for one in asked] for _ in range(2))
     assert all(map(torch.equal, first, second))
     assert not torch.equal(first[0], first[1]), "another seed, another plan"
-    for one, attributions in zip(asked, first, strict=True):
+    for one, found in zip(asked, first, strict=True):
         _kept.cache_clear()
-        assert torch.equal(axplain.explain(model, x, method, **one).attributions, attributions)
+        assert torch.equal(ask(*one), found)
