@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy
 import torch
 from torch import Tensor
 
 from axplain.protocols import Repeats
+
+#: sets that are compared in one go, which bounds the memory
+AT_ONCE: Final = 1024
 
 
 def repeats_of(masks: Tensor) -> Repeats | None:
@@ -52,13 +57,15 @@ def repeats_of_prefixes(orders: Tensor, ranks: Tensor) -> Repeats | None:
         return None
     own = torch.arange(len(repeats.first), device="cpu")
     later = (repeats.first != own).nonzero().flatten()
-    differ = (_prefix(ranks, later, features) != _prefix(ranks, repeats.first[later], features)).any(1)
+    pairs = zip(torch.split(later, AT_ONCE), torch.split(repeats.first[later], AT_ONCE), strict=True)
+    differ = torch.cat([(_prefix(ranks, mine) != _prefix(ranks, its)).any(1) for mine, its in pairs])
     if bool(differ.any()):
         repeats.first[later[differ]] = later[differ]
     return repeats
 
 
-def _prefix(ranks: Tensor, samples: Tensor, features: int) -> Tensor:
+def _prefix(ranks: Tensor, samples: Tensor) -> Tensor:
+    features = ranks.shape[1]
     walk, size = samples // (features - 1), samples % (features - 1) + 1
     return ranks[walk] < size[:, None]
 
