@@ -495,3 +495,11 @@ def test_the_path_of_imports_is_as_before_also_after_a_failure(folder: Path) -> 
     explain()
     refused(model="toy_models:Sick")
     assert sys.path == before
+
+
+@pytest.mark.parametrize(("name", "status"), [("make", 0), ("Sick", 1), ("nothing", 1)])
+def test_a_check_of_ones_own_model_leaves_the_path_of_imports_as_before(name: str, status: int, folder: Path) -> None:
+    before = list(sys.path)
+    asked = ("--model", f"toy_models:{name}", "--input", "x.npy", "--axiom", "clean_model")
+    run("check", "saliency", *asked, status=status)
+    assert sys.path == before and "toy_models" in sys.modules

@@ -264,9 +264,9 @@ def explain(method: str, top: int, output: Path | None, only_cost: bool, **optio
     The current directory is importable. METHOD is a name of `axplain list`, or the path of a TOML file.
     """
     import axplain
-    from axplain.cli.inputs import read_call
+    from axplain.cli.inputs import importable, read_call
 
-    with _importable(os.getcwd()):
+    with importable(os.getcwd()):
         call, columns_of_x, notes = read_call(method, options)
         for text in notes:
             _note(text)
@@ -280,16 +280,6 @@ def explain(method: str, top: int, output: Path | None, only_cost: bool, **optio
     if output is not None:
         _save(explanation, output)
         click.echo(f"\nsaved {output}")
-
-
-@contextmanager
-def _importable(folder: str) -> Iterator[None]:
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:  # what the user imported may have rebuilt the path
-            sys.path.remove(folder)
 
 
 def _print_cost(cost: Cost, *, planned: bool = False) -> None:

@@ -60,7 +60,7 @@ def check(
     idle = [f"--{name}" for name in ("target", "baselines") if options[name]] + ["-p"] * bool(options["given"])
     if idle and not options["model"]:
         raise click.UsageError(f"{idle[0]} belongs to a model of yours: say --model and --input, too.")
-    own = _own_question(names, options) if options["model"] or options["inputs"] else {}
+    own = _own_question(context, names, options) if options["model"] or options["inputs"] else {}
     amount = {"examples": options["examples"], "seconds": options["seconds"], "random": options["anew"]}
     show = _Printer(verbose or bool(own), as_json)
     report = axplain.check(
@@ -75,15 +75,15 @@ def check(
     context.exit(0 if report.ok else 1)
 
 
-def _own_question(names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
-    from axplain.cli.inputs import read_call
+def _own_question(context: click.Context, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    from axplain.cli.inputs import importable, read_call
 
     if not options["model"] or not options["inputs"]:
         raise click.UsageError("--model and --input belong together.")
     if len(names) != 1:
         raise click.UsageError("a model of your own is asked about one METHOD at a time.")
     absent = dict.fromkeys(("noise", "modality", "transform", "batch_size", "tolerance", "seed"))
-    sys.path.insert(0, os.getcwd())
+    context.with_resource(importable(os.getcwd()))  # until the command ends: a model may import when it is asked
     call, _, _ = read_call(names[0], {**options, **absent, "pairs": options["given"], "no_verify": True})
     return {name: value for name, value in call.items() if name not in ("method", "verify")}
 

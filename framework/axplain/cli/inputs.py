@@ -7,7 +7,9 @@ import importlib
 import inspect
 import io
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,17 @@ from axplain.reader import RESERVED
 from axplain.specs import Parameter, Spec
 
 IMPORTABLE = "The current directory is importable."
+
+
+@contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """Let a command line name modules of a folder, for as long as its question takes."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # what the user imported may have rebuilt the path
+            sys.path.remove(folder)
 
 
 def load_object(reference: str, option: str) -> Any:
