@@ -9,7 +9,7 @@ from pathlib import Path
 import axplain
 from axplain.conformance.claims import REQUIRED, pairs_of
 from axplain.conformance.matrix import is_contract, matrix_of
-from axplain.specs import Spec
+from axplain.specs import EXPLAINS, Spec
 
 PAGE = Path(__file__).with_name("conformance.md")
 HEAD = """\
@@ -55,9 +55,7 @@ def page() -> str:
 
 def ours() -> list[Spec]:
     """Return the methods of this distribution, by family."""
-    specs = [
-        s for s in axplain.catalog().specs.values() if s.distribution == "axplain" and s.kind in ("method", "noise")
-    ]
+    specs = [s for s in axplain.catalog().specs.values() if s.distribution == "axplain" and s.kind in EXPLAINS]
     return sorted(specs, key=lambda spec: (spec.kind, spec.family, spec.name))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import axplain
 from axplain.formula import Formula
-from axplain.specs import Claim, Parameter, Spec
+from axplain.specs import EXPLAINS, Claim, Parameter, Spec
 
 ROOT = Path(__file__).parents[1]
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "methods.md"
@@ -31,7 +31,7 @@ def ours(*kinds: str) -> list[Spec]:
 def readme() -> str:
     """Return the README with the table of today."""
     rows = ["| name | what it does | forward rows |", "|---|---|---|"]
-    for spec in ours("method", "noise"):
+    for spec in ours(*EXPLAINS):
         assert spec.cost is not None, "the reader demands a cost of every method"
         rows.append(
             f"| [`{spec.name}`](docs/methods.md#{spec.name}) | {spec.summary} | `{spec.cost.forward_rows.text}` |"

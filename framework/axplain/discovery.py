@@ -12,7 +12,7 @@ import attrs
 
 from axplain.errors import SpecError, UnknownMethod, log, near_names
 from axplain.reader import read_spec
-from axplain.specs import GIVES, GROUPS, FromParameter, Spec, Use
+from axplain.specs import EXPLAINS, GIVES, GROUPS, FromParameter, Spec, Use
 
 _KEYS = {"rules": "evaluation"}  # kind -> the key of the composition that names it, where the two differ
 SPEC_GROUP = "axplain.specs"
@@ -84,7 +84,7 @@ def catalog() -> Catalog:
 
 def methods() -> list[str]:
     """Return the names that `explain(method=...)` takes, sorted."""
-    return catalog().names("method", "noise")
+    return catalog().names(*EXPLAINS)
 
 
 def describe(name: str, kind: str | None = None) -> Spec:
@@ -93,7 +93,7 @@ def describe(name: str, kind: str | None = None) -> Spec:
     Raises:
         UnknownMethod: nobody declares it.
     """
-    return catalog().find(name, *([kind] if kind else ["method", "noise"]))
+    return catalog().find(name, *([kind] if kind else EXPLAINS))
 
 
 def _read_all() -> tuple[list[Spec], list[Broken]]:

@@ -14,7 +14,7 @@ from axplain.discovery import catalog, composition_fault
 from axplain.errors import ArgumentError, SpecError, near_names
 from axplain.formula import Formula
 from axplain.reader import RESERVED, read_spec, spec_faults
-from axplain.specs import Parameter, Spec
+from axplain.specs import EXPLAINS, Parameter, Spec
 
 
 @attrs.frozen
@@ -86,7 +86,7 @@ def find_spec(method: Any, argument: str = "method") -> Spec:
         SpecError: the file or the composition is wrong.
     """
     if isinstance(method, str) and not method.endswith(".toml"):
-        return catalog().find(method, "method", "noise")
+        return catalog().find(method, *EXPLAINS)
     if isinstance(method, str | Path):
         try:
             method = read_spec(Path(method))
@@ -95,7 +95,7 @@ def find_spec(method: Any, argument: str = "method") -> Spec:
             raise ArgumentError(argument, came, "the name of a method, or the path of a TOML file") from error
     if not isinstance(method, Spec):
         raise ArgumentError(argument, f"{method!r} came", "the name of a method, a Spec, or the path of a TOML file")
-    if method.kind not in ("method", "noise"):
+    if method.kind not in EXPLAINS:
         raise ArgumentError(argument, f"the {method.kind} {method.name!r} came", "a method or a noise mode")
     if not method.distribution:
         _check_own_spec(method)

@@ -16,6 +16,7 @@ from axplain.errors import SpecError
 from axplain.formula import Formula
 from axplain.specs import (
     API_VERSION,
+    EXPLAINS,
     GIVES,
     GROUPS,
     PROVIDES,
@@ -94,7 +95,7 @@ def _describe(error: BaseException, type_: type | None) -> str:
 def spec_faults(spec: Spec) -> list[str]:
     """Return what is wrong with a spec that its types do not say, as `description @ key`."""
     faults = [] if spec.kind in GROUPS else [f"kind {spec.kind!r} is none of {', '.join(GROUPS)} @ kind"]
-    explains = spec.kind in ("method", "noise")
+    explains = spec.kind in EXPLAINS
     faults += [
         f"{name!r} is an argument of explain @ parameters.{name}" for name in sorted(RESERVED & spec.parameters.keys())
     ]

@@ -27,6 +27,9 @@ GROUPS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+#: kinds that `explain` runs
+EXPLAINS: Final = ("method", "noise")
+
 #: what an evaluation answers at the points; `terms` are the per-row tensors that aggregations sum
 GIVES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {

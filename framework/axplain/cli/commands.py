@@ -22,21 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from axplain.cli.page import (
-    EXPLAINS,
-    UNLIMITED,
-    columns,
-    cost_text,
-    document,
-    heading,
-    spec_page,
-    terminal_width,
-    value_text,
-)
+from axplain.cli.page import UNLIMITED, columns, cost_text, document, heading, spec_page, terminal_width, value_text
 from axplain.discovery import Broken, catalog, describe
 from axplain.errors import AxplainError, AxplainWarning, log
 from axplain.parameters import find_spec
-from axplain.specs import GROUPS, Spec
+from axplain.specs import EXPLAINS, GROUPS, Spec
 
 if TYPE_CHECKING:
     from axplain.cost import Cost

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from axplain.cli.page import EXPLAINS, UNLIMITED, columns, heading, terminal_width
+from axplain.cli.page import UNLIMITED, columns, heading, terminal_width
 from axplain.conformance.skeleton import Skeleton
 from axplain.discovery import catalog
+from axplain.specs import EXPLAINS
 
 if TYPE_CHECKING:
     from axplain.conformance.report import Record, Report

@@ -14,10 +14,19 @@ import attrs
 import click
 
 from axplain.formula import Formula
-from axplain.specs import Claim, Composition, CostFormula, Evaluation, FromParameter, Parameter, Rate, Spec, Use
+from axplain.specs import (
+    EXPLAINS,
+    Claim,
+    Composition,
+    CostFormula,
+    Evaluation,
+    FromParameter,
+    Parameter,
+    Rate,
+    Spec,
+    Use,
+)
 
-#: kinds that `explain` runs
-EXPLAINS = ("method", "noise")
 UNLIMITED = 100_000
 _GAP = 2
 

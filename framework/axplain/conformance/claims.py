@@ -10,9 +10,8 @@ import attrs
 
 from axplain.discovery import Broken, catalog
 from axplain.errors import UnknownMethod, near_names
-from axplain.specs import Claim, Spec
+from axplain.specs import EXPLAINS, Claim, Spec
 
-EXPLAINS: Final = ("method", "noise")
 _EXACT: Final = frozenset({"exact"})
 _ANY: Final = frozenset({"exact", "approximate", "converges", "for_class", "statistical", "inherited"})
 

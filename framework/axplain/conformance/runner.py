@@ -15,7 +15,7 @@ import torch
 
 from axplain.conformance import strategies
 from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Question, Violation
-from axplain.conformance.claims import EXPLAINS, Pair
+from axplain.conformance.claims import Pair
 from axplain.conformance.judgement import judge, judge_rate
 from axplain.conformance.limits import TooLong, limited
 from axplain.conformance.networks import Kind
@@ -24,7 +24,7 @@ from axplain.conformance.subject import Subject, inner_parameter
 from axplain.discovery import catalog, describe
 from axplain.errors import ArgumentError, AxplainError, MissingExtra
 from axplain.registry import registry
-from axplain.specs import Claim
+from axplain.specs import EXPLAINS, Claim
 
 try:
     from hypothesis import HealthCheck, Phase, Verbosity, assume, given, settings
