@@ -217,7 +217,7 @@ def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
             f"{len(first)}, as in the first input",
             "The first dimension is the batch.",
         )
-    for spec in _specs(call):
+    for spec in call.specs:
         if item.ndim < spec.requires.min_dims:
             raise ArgumentError(
                 label,
@@ -241,10 +241,6 @@ def _check_numbers(inputs: Tensors, structure: Structure) -> None:
             raise ArgumentError(label, "a meta tensor came", "a tensor that holds numbers")
         if item.is_floating_point() and not all_finite(item):
             raise ArgumentError(label, f"{int((~item.isfinite()).sum())} NaN or inf came", "finite numbers")
-
-
-def _specs(call: Call) -> list[Spec]:
-    return [call.spec, *(_specs(call.inner) if call.inner else [])]
 
 
 def _check_model(model: Model, device: torch.device) -> None:

@@ -35,9 +35,14 @@ class Call:
         return self.inner.innermost if self.inner else self
 
     @property
+    def specs(self) -> tuple[Spec, ...]:
+        """The specs of the method and of all methods inside it, outermost to innermost."""
+        return (self.spec, *(self.inner.specs if self.inner else ()))
+
+    @property
     def claims_completeness(self) -> bool:
         """Whether the method claims completeness, and so do all methods inside it."""
-        return self.spec.claim("completeness") is not None and (self.inner is None or self.inner.claims_completeness)
+        return all(spec.claim("completeness") is not None for spec in self.specs)
 
     def describe(self) -> dict[str, Any]:
         """Return the parameters as JSON can hold them."""

@@ -53,22 +53,17 @@ class Subject:
     @property
     def min_dims(self) -> int:
         """The least dimensions of its inputs, batch included."""
-        return max(self.spec.requires.min_dims, self.call.innermost.spec.requires.min_dims)
+        return max(spec.requires.min_dims for spec in self.call.specs)
 
     @property
     def min_batch(self) -> int:
         """The least examples of a call."""
-        return max(self.spec.requires.min_batch, self.call.innermost.spec.requires.min_batch)
+        return max(spec.requires.min_batch for spec in self.call.specs)
 
     @property
     def seeded(self) -> bool:
         """Whether it, or a method inside it, draws random numbers."""
-        call: Call | None = self.call
-        while call is not None:
-            if call.spec.determinism.kind != "deterministic":
-                return True
-            call = call.inner
-        return False
+        return any(spec.determinism.kind != "deterministic" for spec in self.call.specs)
 
     def evolve(self, **parameters: Any) -> Subject:
         """Return the same subject with other parameters."""
