@@ -32,20 +32,21 @@ class Groups:
 
     def elements(self, mask: Tensor) -> Tensors:
         """Return (samples, 1 or batch, ...) per tensor: what (samples, features) says of each."""
-        samples = len(mask)
-        if self.ids is not None:
-            return map_tensors(lambda ids: mask[:, ids], self.ids)
-        parts = mask.split([math.prod(shape) for shape in self.shapes], 1)  # type: ignore[no-untyped-call]
-        return tuple(part.view(samples, 1, *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        if self.ids is None:
+            return map_tensors(lambda part: part.unsqueeze(1), self._split(mask))
+        return map_tensors(lambda ids: mask[:, ids], self.ids)
 
     def spread(self, features: Tensor) -> Tensors:
         """Return (batch, ...) per tensor: every element gets the number of its feature, from (batch, features)."""
-        batch = len(features)
         if self.ids is None:
-            parts = features.split([math.prod(shape) for shape in self.shapes], 1)  # type: ignore[no-untyped-call]
-            return tuple(part.reshape(batch, *shape) for part, shape in zip(parts, self.shapes, strict=True))
-        rows = torch.arange(batch, device=features.device)
+            return self._split(features)
+        rows = torch.arange(len(features), device=features.device)
         return map_tensors(lambda ids: features[rows.view(-1, *[1] * (ids.ndim - 1)), ids], self.ids)
+
+    def _split(self, features: Tensor) -> Tensors:
+        """Return (rows, ...) per tensor, from (rows, features) where every element is a feature."""
+        parts = features.split([math.prod(shape) for shape in self.shapes], 1)  # type: ignore[no-untyped-call]
+        return tuple(part.reshape(len(features), *shape) for part, shape in zip(parts, self.shapes, strict=True))
 
 
 def resolve_groups(given: Any, inputs: Tensors, structure: Structure) -> Groups:
