@@ -62,9 +62,7 @@ class SmoothPlan:
             for grid, shift, x in zip(self.grids, self.shifts, block.inputs, strict=True)
         )
         absent = block.reference_table().column(0)
-        x = map_tensors(
-            lambda m, x, ref: torch.lerp(ref.unsqueeze(0), x.unsqueeze(0), m).flatten(0, 1), soft, block.inputs, absent
-        )
+        x = map_tensors(_mixed, soft, block.inputs, absent)
         weight = torch.full((len(samples),), 1.0 / self.p, dtype=torch.float64, device=block.device)
         return Points(x, len(samples), weight=weight, soft=soft)
 
