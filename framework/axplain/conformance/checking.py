@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from axplain.conformance.claims import Pair, every_distribution, pairs_of, specs_of
+from axplain.conformance.claims import Pair, every_distribution, left_out, pairs_of, specs_of
 from axplain.conformance.report import Record, Report
 from axplain.discovery import Broken, catalog
 from axplain.errors import ArgumentError, near_names
@@ -126,4 +126,5 @@ def _runner(
 
 def _left_out(entry: Broken) -> Record:
     """A plugin that cannot be used has one record, which says why."""
-    return Record(entry.name or entry.origin, entry.distribution, "loads", "contract", "fail", entry.reason)
+    pair = left_out(entry)
+    return Record(pair.method, pair.distribution, pair.axiom, "contract", "fail", pair.fault)

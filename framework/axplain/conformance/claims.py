@@ -81,8 +81,12 @@ class Pair:
     fault: str = ""
     waived: str = ""
     known: str = ""
-    runs: bool = True
     asserted: bool = True
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is something to run, once no fault is found: the spec does not say that it is not claimed."""
+        return not self.waived
 
     @property
     def kind(self) -> str:
@@ -127,6 +131,11 @@ def pairs_of(spec: Spec) -> list[Pair]:
     ]
 
 
+def left_out(entry: Broken) -> Pair:
+    """Return the only pair of a plugin that cannot be used: it fails, and says why."""
+    return Pair(entry.name or entry.origin, entry.distribution, "loads", fault=entry.reason)
+
+
 def _pair(spec: Spec, axiom: str, claim: Claim | None = None) -> Pair:
     known = spec.known_failures.get(axiom, "")
     return Pair(spec.name, spec.distribution or spec.origin, axiom, claim, known=known)
@@ -141,7 +150,7 @@ def _claimed(spec: Spec, claim: Claim, axioms: Mapping[str, Spec]) -> Pair:
     if claim.kind == "not_claimed":
         needs_reason = facts.universal or required is not None
         fault = "it is not claimed and no reason is written" if needs_reason and not claim.reason else ""
-        return attrs.evolve(pair, runs=False, waived=claim.reason or "not claimed", fault=fault)
+        return attrs.evolve(pair, waived=claim.reason or "not claimed", fault=fault)
     if claim.kind != "inherited" and claim.kind not in facts.kinds:
         return attrs.evolve(pair, fault=f"it is claimed as {claim.kind}, and can be {', '.join(facts.kinds)}")
     if required is not None and claim.kind not in required and claim.kind != "inherited":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from axplain.conformance.claims import Pair, pairs_of, specs_of
+from axplain.conformance.claims import Pair, left_out, pairs_of, specs_of
 
 
 def conformance_suite(*names: str, **effort: Any) -> type:
@@ -33,10 +33,7 @@ def conformance_suite(*names: str, **effort: Any) -> type:
 def suite_pairs(names: tuple[str, ...]) -> list[Pair]:
     """Return the pairs of methods or distributions; a plugin that cannot be used has one, which fails."""
     specs, broken = specs_of(names)
-    pairs = [pair for spec in specs for pair in pairs_of(spec)]
-    return pairs + [
-        Pair(entry.name or entry.origin, entry.distribution, "loads", fault=entry.reason) for entry in broken
-    ]
+    return [pair for spec in specs for pair in pairs_of(spec)] + [left_out(entry) for entry in broken]
 
 
 def conclude(pair: Pair, effort: dict[str, Any]) -> None:
