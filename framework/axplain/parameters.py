@@ -153,8 +153,8 @@ def settle_parameter(name: str, parameter: Parameter, value: Any, spec: Spec) ->
             return None
         came = f"nothing came and {spec.name} needs it" if parameter.required else "None came"
         raise ArgumentError(name, came, _expected(parameter), parameter.doc)
-    if value is parameter.default and isinstance(value, str) and parameter.type in ("int", "float"):
-        return Formula(value)  # over features: settled by `sized`, once they are known
+    if value is parameter.default and parameter.by_features:
+        return Formula(value)  # settled by `sized`, once the features are known
     if parameter.type == "method":
         return value if isinstance(value, Call) else settle_use(value, name)
     if parameter.type == "shape":

@@ -142,7 +142,7 @@ def _parameter_faults(spec: Spec) -> list[str]:
             faults.append(f"choices belong to type = 'choice' and only there @ parameters.{name}.choices")
         elif parameter.choices and parameter.default is not None and parameter.default not in parameter.choices:
             faults.append(f"default {parameter.default!r} is not among the choices @ parameters.{name}.default")
-        elif isinstance(parameter.default, str) and parameter.type in ("int", "float"):
+        elif parameter.by_features:
             faults += _default_faults(name, parameter.default)
         elif parameter.default is not None and type(parameter.default) not in _DEFAULTS[parameter.type]:
             faults.append(f"default {parameter.default!r} is no {parameter.type} @ parameters.{name}.default")

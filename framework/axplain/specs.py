@@ -75,6 +75,11 @@ class Parameter:
         """Whether a call must give a value."""
         return self.default is None and not self.optional
 
+    @property
+    def by_features(self) -> bool:
+        """Whether the default is arithmetic over the number of features, which is known once the input is."""
+        return isinstance(self.default, str) and self.type in ("int", "float")
+
 
 @attrs.frozen
 class Use:

@@ -236,8 +236,7 @@ def _usage(spec: Spec) -> Iterator[tuple[str, str]]:
 
 def _has_example(parameter: Parameter) -> bool:
     """Whether the default can be written in a call: arithmetic over the features cannot."""
-    is_formula = isinstance(parameter.default, str) and parameter.type in ("int", "float")
-    return parameter.default is not None and not is_formula
+    return parameter.default is not None and not parameter.by_features
 
 
 def value_text(value: Any) -> str:
@@ -245,8 +244,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, FromParameter):
         return value.parameter
     if isinstance(value, Use):
-        arguments = ", ".join(f"{name} = {value_text(item)}" for name, item in value.arguments.items())
-        return value_text(value.name) + (f" ({arguments})" if arguments else "")
+        return _use(value)
     if isinstance(value, Formula):
         return value.text
     if isinstance(value, bool):
