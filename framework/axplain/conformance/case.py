@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from axplain.conformance.networks import KINDS, Kind, Recipe
 from axplain.conformance.subject import Subject
@@ -169,6 +169,17 @@ class Case:
     def inputs(self) -> Tensors:
         """The inputs as a flat tuple."""
         return self.structure.unpack(self.x)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, for checks that ask more of it than to be called."""
+        if not isinstance(self.model, nn.Module):
+            raise NotApplicable("the model is no torch.nn.Module")
+        return self.model
+
+    def with_parameters(self, **parameters: Any) -> Case:
+        """Return the same case with other parameters of the method."""
+        return attrs.evolve(self, subject=self.subject.evolve(**parameters))
 
     def explain(self, model: Any = None, x: Any = KEEP, **changed: Any) -> Any:
         """Explain, by default what the case is about; unchecked, with one seed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import attrs
@@ -94,15 +93,11 @@ def _ask(pair: Pair, axiom: Axiom, subject: Subject, asked: Case, tally: Tally) 
     cases = list(_one_by_one(case)) if axiom.wraps else [case]
     if claim is not None and claim.kind == "converges":
         assert claim.rate is not None, "the reader demands the rate of a claim that converges"
-        tally.used, tally.gap = judge_rate(axiom.check, [partial(_with, each) for each in cases], claim.rate)
+        tally.used, tally.gap = judge_rate(axiom.check, [each.with_parameters for each in cases], claim.rate)
         tally.cases = len(cases)
         return
     for number, each in enumerate(cases):
         ask(axiom.check, each, tally, f"example {number} of x" if axiom.wraps else "x as it came")
-
-
-def _with(case: Case, **parameters: Any) -> Case:
-    return attrs.evolve(case, subject=case.subject.evolve(**parameters))
 
 
 def _one_by_one(case: Case) -> Iterator[Case]:

@@ -15,8 +15,8 @@ from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Violation
 from axplain.references import Distribution
 from axplain.structure import Tensors
 
-#: of the largest attribution, for float64 and for everything narrower
 RUNS: Final = 32
+#: of the largest attribution, for float64 and for everything narrower
 CLOSE: Final = 1e-9
 LOOSE: Final = 1e-4
 
@@ -68,7 +68,7 @@ def check_tuple_equivalence(case: Case) -> Gap:
     if len(case.inputs) > 1 or case.inputs[0].shape[-1] < 2:
         raise NotApplicable("only a single input of at least two columns can be cut in two")
     if "stdev" in case.subject.spec.parameters:
-        case = attrs.evolve(case, subject=case.subject.evolve(stdev=0.0))
+        case = case.with_parameters(stdev=0.0)
 
     def joined(left: Tensor, right: Tensor, **named: Any) -> Any:
         return case.model(torch.cat([left, right], -1), **named)

@@ -56,7 +56,7 @@ def check_monte_carlo_rate(case: Case) -> Gap:
         raise NotApplicable("there is no one number of samples")
     name = next(iter(counts))
     if case.subject.spec.kind == "noise":
-        case = _evolved(case, stdev=0.05)  # little enough for rare events not to decide
+        case = case.with_parameters(stdev=0.05)  # little enough for rare events not to decide
     small, large = (case.estimates(RUNS, **{name: count}) for count in (SAMPLES, 16 * SAMPLES))
     spread, narrow = small.var(0).sum().sqrt(), large.var(0).sum().sqrt()
     if float(spread) < 1e-12 * float(small.abs().max()):
@@ -69,10 +69,6 @@ def check_monte_carlo_rate(case: Case) -> Gap:
     deviation = SIGMAS * ((small.var(0) + large.var(0)) / RUNS).sqrt()
     size = small.abs().max().expand_as(error)
     return Gap(error, size, "mean of few samples against mean of many", deviation + 1e-12 * size)
-
-
-def _evolved(case: Case, **parameters: Any) -> Case:
-    return attrs.evolve(case, subject=case.subject.evolve(**parameters))
 
 
 def check_conservative_masks(case: Case) -> None:

@@ -29,7 +29,7 @@ def check_clean_model(case: Case) -> None:
 
 def _lived_in(case: Case) -> nn.Module:
     """Return the model with what a user may have left on it: hooks, gradients, and a parameter that is frozen."""
-    model = _module(case)
+    model = case.module
     if case.recipe is None:
         return model
     for module in model.modules():
@@ -75,7 +75,7 @@ def check_exception_safety(case: Case) -> None:
     """After a failure of the model in any pass, an interrupt, or a bad target, everything is as before and works."""
     if isinstance(case.target, Neuron):
         raise NotApplicable("the target is a unit of the model, which a wrapper would hide")
-    model = _module(case)
+    model = case.module
     expected = case.attributions()
     counter = _Tripwire(model, _fail, -1)
     case.explain(counter)
@@ -125,9 +125,9 @@ def check_idempotence(case: Case) -> None:
 
 def check_training_guard(case: Case) -> None:
     """A model with dropout or batch normalisation in training is refused or warned of, and left in training."""
-    model = nn.Sequential(nn.Dropout(0.5), _module(case)).train()
+    model = nn.Sequential(nn.Dropout(0.5), case.module).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    usual = set(case.heard(nn.Sequential(nn.Dropout(0.5), _module(case)).eval(), verify=True)[1])
+    usual = set(case.heard(nn.Sequential(nn.Dropout(0.5), case.module).eval(), verify=True)[1])
     model.train()
     try:
         warned = set(case.heard(model, verify=True)[1]) - usual
@@ -142,17 +142,9 @@ def check_training_guard(case: Case) -> None:
         raise Violation(f"changed by a call in training mode: {', '.join(moved)}")
 
 
-def _module(case: Case) -> nn.Module:
-    if not isinstance(case.model, nn.Module):
-        raise NotApplicable("the model is no torch.nn.Module")
-    return case.model
-
-
 @contextmanager
-def _unchanged(case: Case, model: Any, after: str) -> Iterator[None]:
+def _unchanged(case: Case, model: nn.Module, after: str) -> Iterator[None]:
     """Raise where anything differs afterwards."""
-    if not isinstance(model, nn.Module):
-        raise NotApplicable("the model is no torch.nn.Module")
     witness = Witness.of(model, *case.inputs, *_tensors(case.baselines))
     yield
     changed = witness.differences()
