@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -24,7 +25,7 @@ CELLS: Final = (5, 10)
 
 
 @dataclass(frozen=True)
-class Removal:
+class Removal(ABC):
     """What they share. `features`: how many. `picture`: how wide one is whose cells are the features, or 0."""
 
     features: int
@@ -50,13 +51,9 @@ class Removal:
             return cells(self.picture).expand(1, *x.shape[1:])
         return torch.arange(x[0].numel()).view(1, *x.shape[1:])
 
-    def masks(self) -> Tensor:
-        """Return the distinct coalitions that the method needs, (rows, features), true where present."""
-        raise NotImplementedError
-
+    @abstractmethod
     def points(self, x: Tensor) -> Tensor:
         """Return the rows to ask, sample-major."""
-        return torch.where(self.masks()[:, self.ids(x)], x, 0.0).flatten(0, 1)
 
     def bare(self, model: nn.Module, x: Tensor, chunk: int) -> Tensor:
         """Run the passes alone, at most `chunk` rows each, over rows that the first call makes."""
@@ -64,7 +61,7 @@ class Removal:
             return torch.cat([model(rows)[:, TARGET] for rows in torch.split(made_points(self, x), chunk)])
 
     def answer(self, x: Tensor, values: Tensor) -> Tensor:
-        """Return the attributions that follow from the values of the bare passes; not timed."""
+        """Return the attributions that follow from the values of the bare passes; not timed, none where it draws."""
         raise NotImplementedError
 
     def captum(self, model: nn.Module, x: Tensor, chunk: int | None) -> Any:
@@ -74,8 +71,21 @@ class Removal:
             more["feature_mask"] = cells(self.picture)
         return self._captum(model, x, more)
 
+    @abstractmethod
     def _captum(self, model: nn.Module, x: Tensor, more: dict[str, Any]) -> Any:
-        raise NotImplementedError
+        """Explain with captum, given its arguments for chunks and features."""
+
+
+@dataclass(frozen=True)
+class Switched(Removal):
+    """A method that asks coalitions: each feature is present or absent."""
+
+    @abstractmethod
+    def masks(self) -> Tensor:
+        """Return the distinct coalitions that the method needs, (rows, features), true where present."""
+
+    def points(self, x: Tensor) -> Tensor:
+        return torch.where(self.masks()[:, self.ids(x)], x, 0.0).flatten(0, 1)
 
 
 @functools.lru_cache(maxsize=1)
@@ -92,7 +102,7 @@ def cells(width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FeatureAblation(Removal):
+class FeatureAblation(Switched):
     """Each feature absent alone."""
 
     sampled: ClassVar[bool] = False
@@ -155,7 +165,7 @@ class Occlusion(Removal):
 
 
 @dataclass(frozen=True)
-class Drawn(Removal):
+class Drawn(Switched):
     """A method that draws `samples` of what it draws."""
 
     samples: int = 0
@@ -198,7 +208,7 @@ class ShapleySampling(Drawn):
 
 
 @dataclass(frozen=True)
-class ExactShapley(Removal):
+class ExactShapley(Switched):
     """Shapley values from every coalition; captum walks every order instead."""
 
     sampled: ClassVar[bool] = False
