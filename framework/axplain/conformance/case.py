@@ -111,7 +111,7 @@ class Question:
         """Return the case for a method, or for its name and parameters; the same question gives the same numbers."""
         subject = Subject.of(subject, **parameters) if isinstance(subject, str) else subject
         generator = torch.Generator("cpu").manual_seed(1000 + self.seed)
-        x = tuple(_normal(generator, self.batch, *shape) for shape in self.model.shapes)
+        x = tuple(normal(generator, self.batch, *shape) for shape in self.model.shapes)
         return Case(
             subject=subject,
             claim=claim,
@@ -124,15 +124,21 @@ class Question:
         )
 
     def _baselines(self, generator: torch.Generator, subject: Subject) -> Any:
-        rows = {"one": 1, "each": self.batch, "set": 3}.get(self.baselines)
+        rows = rows_of(self.baselines, self.batch)
         if rows is None:
             return 0.3 if self.baselines == "number" else 0.0
-        drawn = tuple(0.5 * _normal(generator, rows, *shape) for shape in self.model.shapes)
+        drawn = tuple(0.5 * normal(generator, rows, *shape) for shape in self.model.shapes)
         packed = drawn if len(drawn) > 1 else drawn[0]
         return distribution(packed) if self.baselines == "set" else packed
 
 
-def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+def rows_of(form: Form, batch: int) -> int | None:
+    """Return how many rows baselines of a form have; None where they are one number."""
+    return {"one": 1, "each": batch, "set": 3}.get(form)
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Return standard normal numbers in float64."""
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
@@ -297,7 +303,7 @@ class Case:
         """Return numbers that belong to the case, standard normal, the same each time."""
         generator = torch.Generator("cpu").manual_seed(2000 + self.seed)
         like = self.inputs[0]
-        return _normal(generator, *shape).to(like.device, like.dtype if like.is_floating_point() else torch.float32)
+        return normal(generator, *shape).to(like.device, like.dtype if like.is_floating_point() else torch.float32)
 
     def whole(self, count: int) -> int:
         """Return a whole number below `count` that belongs to the case."""

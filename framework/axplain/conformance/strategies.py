@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axplain.conformance.case import Axiom, Form, Question
+from axplain.conformance.case import Axiom, Form, Question, normal, rows_of
 from axplain.conformance.networks import KINDS, Kind, Recipe, kinds_with
 from axplain.conformance.subject import Subject
 from axplain.errors import MissingExtra
@@ -44,7 +44,7 @@ def models(
 
 def inputs(*shape: int, batch: tuple[int, int] = (1, 4), dtype: torch.dtype = torch.float64) -> SearchStrategy[Tensor]:
     """Return inputs, (batch, *shape): standard normal numbers."""
-    return st.builds(lambda rows, seed: _normal(seed, rows, *shape).to(dtype), st.integers(*batch), _seeds())
+    return st.builds(lambda rows, seed: _seeded(seed, rows, *shape).to(dtype), st.integers(*batch), _seeds())
 
 
 def baselines(x: Tensor, forms: tuple[Form, ...] = ("zeros", "number", "one", "each", "set")) -> SearchStrategy[object]:
@@ -52,9 +52,10 @@ def baselines(x: Tensor, forms: tuple[Form, ...] = ("zeros", "number", "one", "e
     from axplain.references import distribution
 
     def make(form: Form, seed: int) -> object:
-        if form in ("zeros", "number"):
+        count = rows_of(form, len(x))
+        if count is None:
             return None if form == "zeros" else 0.3
-        rows = _normal(seed, {"one": 1, "each": len(x), "set": 3}[form], *x.shape[1:]).to(x.dtype)
+        rows = _seeded(seed, count, *x.shape[1:]).to(x.dtype)
         return distribution(rows) if form == "set" else rows
 
     return st.builds(make, st.sampled_from(forms), _seeds())
@@ -140,6 +141,5 @@ def _seeds() -> SearchStrategy[int]:
     return st.integers(0, MOST_SEEDS)
 
 
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator: torch.Generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+def _seeded(seed: int, *shape: int) -> Tensor:
+    return normal(torch.Generator("cpu").manual_seed(seed), *shape)
