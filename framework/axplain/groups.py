@@ -34,7 +34,7 @@ class Groups:
         """Return (samples, 1 or batch, ...) per tensor: what (samples, features) says of each."""
         if self.ids is None:
             return map_tensors(lambda part: part.unsqueeze(1), self._split(mask))
-        return map_tensors(lambda ids: mask[:, ids], self.ids)
+        return map_tensors(lambda ids: mask.index_select(1, ids.flatten()).view(len(mask), *ids.shape), self.ids)
 
     def spread(self, features: Tensor) -> Tensors:
         """Return (batch, ...) per tensor: every element gets the number of its feature, from (batch, features)."""
