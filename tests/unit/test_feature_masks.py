@@ -228,3 +228,20 @@ def test_a_mask_that_does_not_fit_is_refused_before_any_pass(name: str, method: 
 def test_methods_without_groups_refuse_a_mask(method: str) -> None:
     with pytest.raises(axplain.ArgumentError, match=f"feature_mask: .*{method} does not group features"):
         ask(product, normal(1, 1, 2, 2), torch.zeros(1, 1, 2, 2).long(), method)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 3e4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64], ids=str)
+def test_rows_hold_the_bits_of_the_input_or_of_the_reference(dtype: torch.dtype, scale: float) -> None:
+    """Also where the two are so far apart that their difference overflows: 3e4 in half precision."""
+    x, absent = (normal(2, 70, seed=seed).mul(scale).clamp(-6e4, 6e4).to(dtype) for seed in (1, 2))
+    seen: list[Tensor] = []
+
+    def model(rows: Tensor) -> Tensor:
+        seen.append(rows.clone())
+        return rows.double().sum(1)
+
+    axplain.explain(model, x, "feature_ablation", baselines=absent, verify=False, batch_size=1000)
+    rows = seen[-1][:142].view(71, 2, 70)
+    present = torch.cat([torch.ones(1, 70, dtype=torch.bool), ~torch.eye(70, dtype=torch.bool)])[:, None]
+    assert torch.equal(rows, torch.where(present, x, absent))
