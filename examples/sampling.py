@@ -283,7 +283,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights come with their package
     cases = [patient(8), sentence(8), picture(8)] if quick else [patient(10), sentence(10), picture(10)]
-    seeds, budgets = (5, (32, 64, 128)) if quick else (20, (32, 64, 128, 256, 512))
+    seeds, budgets = (5, (48, 64, 128)) if quick else (20, (48, 64, 128, 256, 512))
     results = [measure(case, budgets, seeds) for case in cases]
     written = page(cases, results, seeds)
     print(f"\n{written}")

@@ -241,7 +241,7 @@ def test_rows_hold_the_bits_of_the_input_or_of_the_reference(dtype: torch.dtype,
         seen.append(rows.clone())
         return rows.double().sum(1)
 
-    axplain.explain(model, x, "feature_ablation", baselines=absent, verify=False, batch_size=1000)
+    axplain.explain(model, x, "feature_ablation", target=lambda out: out, baselines=absent, batch_size=1000)
     rows = seen[-1][:142].view(71, 2, 70)
     present = torch.cat([torch.ones(1, 70, dtype=torch.bool), ~torch.eye(70, dtype=torch.bool)])[:, None]
     assert torch.equal(rows, torch.where(present, x, absent))
