@@ -219,8 +219,8 @@ def _planned(asked: Question) -> Cost:
         verify=asked.verify,
         predicts=asked.target is None,
     )
-    runs = 1 if asked.target is None or shares_passes(asked.call) else len(asked.target.parts)
-    return cost.times(runs)
+    targets = 1 if asked.target is None else len(asked.target.parts)
+    return cost if targets == 1 or shares_passes(asked.call) else cost.times(targets)
 
 
 def _aim(asked: Question, engine: Engine) -> Problem:
