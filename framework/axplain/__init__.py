@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from axplain.guard import evaluating
     from axplain.hooks import hookimpl
     from axplain.references import distribution
+    from axplain.seats.sites import at_seat, seat
     from axplain.specs import Spec
     from axplain.targets import neuron
 
@@ -47,6 +48,7 @@ _HOMES = {
     "UncoveredOperation": "errors",
     "UnknownMethod": "errors",
     "UnsupportedModel": "errors",
+    "at_seat": "seats.sites",
     "catalog": "discovery",
     "check": "conformance.checking",
     "describe": "discovery",
@@ -60,6 +62,7 @@ _HOMES = {
     "methods": "discovery",
     "neuron": "targets",
     "per_batch": "adapters",
+    "seat": "seats.sites",
     "shared": "door",
 }
 
@@ -78,6 +81,7 @@ __all__ = [
     "UncoveredOperation",
     "UnknownMethod",
     "UnsupportedModel",
+    "at_seat",
     "catalog",
     "check",
     "describe",
@@ -91,6 +95,7 @@ __all__ = [
     "methods",
     "neuron",
     "per_batch",
+    "seat",
     "shared",
 ]
 

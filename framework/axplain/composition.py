@@ -23,6 +23,7 @@ from axplain.propagation.tape import Tape
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Reduced, Settings
 from axplain.registry import registry
 from axplain.residuals import Ends, with_completeness
+from axplain.seats.tail import lowered
 from axplain.specs import Composition, FromParameter, Spec, Use
 from axplain.structure import Rows, Tensors, concatenate, map_tensors, rows_by_samples
 
@@ -35,9 +36,12 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     A method that takes one reference per example and is given a set explains against each and averages.
     """
     spec = call.spec
+    cut = problem.seating is None or problem.seating.cut
+    if problem.seating is not None and spec.seats != "inner":  # a lift disturbs the input, its method is at the seat
+        problem = lowered(problem, engine)
     claim = spec.claim("completeness")
     claimed = claim is not None and claim.kind != "inherited"  # a lift aggregates the checks of its inner method
-    checks = settings.verify and claimed and problem.references is not None
+    checks = settings.verify and claimed and cut and problem.references is not None
     averages = spec.baseline == "reference" and problem.reference_table().count > 1
     settings = attrs.evolve(settings, values=call.values, ends=checks and not averages)
     if averages:

@@ -35,6 +35,7 @@ def planned_cost(
     batch: int,
     references: int,
     features: int,
+    carried: int,
     samples: Callable[[Call], int],
     *,
     tolerance: float | None,
@@ -43,20 +44,21 @@ def planned_cost(
 ) -> Cost:
     """Evaluate the cost formulas of a call; `predicts` says that the target is the class yet to be predicted.
 
-    `samples`: of each example, by the plan of a method whose formula asks for it.
+    `carried`: rows that carry inputs and references to a layer. `samples`: of each example, by the plan of a method
+    whose formula asks for it.
     """
     sizes = _Sizes({"batch": batch, "references": references, "features": features}, samples)
     forward, backward, bound = _rows(call, sizes, tolerance)
+    copies = forward // max(_rows(call.innermost, sizes, None)[0], 1) if call.inner else 1
     checks = verify and call.claims_completeness
     check = batch if predicts else 0
     if checks:  # two passes over the first example, twice in each; then F(x) and F(x') of every noisy copy
         check += 4
     if checks and references and tolerance is None:
-        copies = forward // _rows(call.innermost, sizes, None)[0] if call.inner else 1
         check += copies * batch * (1 + references)
     if call.innermost.spec.baseline == "reference" and references > 1:  # averaged over the set
         forward, backward = forward * references, backward * references
-    return Cost(forward, backward, check, bound)
+    return Cost(forward + copies * carried, backward, check, bound)
 
 
 @attrs.frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import attrs
@@ -21,6 +21,7 @@ from axplain.protocols import Modality
 from axplain.randomness import Key
 from axplain.references import resolve_references
 from axplain.registry import registry
+from axplain.seats.sites import AtSeat, Site, resolve_sites
 from axplain.specs import Composition, Spec
 from axplain.structure import Structure, Tensors, all_finite, structure_of
 from axplain.targets import CallableTarget, IndexTarget, Neuron, OutputTarget, SeveralTargets, Target, resolve_neuron
@@ -46,6 +47,16 @@ class Several:
 
 
 @attrs.frozen(eq=False)
+class Layers:
+    """The layers of a call, and what can be settled only once it is known what they hold."""
+
+    sites: tuple[Site, ...]
+    several: bool
+    feature_mask: Any
+    baselines: Any
+
+
+@attrs.frozen(eq=False)
 class Question:
     """A normalised call, before the first forward pass. `target` is None where the predicted class is meant."""
 
@@ -59,6 +70,7 @@ class Question:
     seed: int
     modality: str | None
     baselines: str
+    layers: Layers | None = None
 
 
 def question(
@@ -88,9 +100,11 @@ def question(
     """
     call = settle_call(method, noise, parameters)
     spec = call.innermost.spec
-    if layer is not None:
+    if layer is not None and "layer" not in spec.seats:
         cure = "For one unit of it pass target=axplain.neuron(layer, index)."
-        raise ArgumentError("layer", f"{layer!r} came", "nothing: no method of this version explains a layer", cure)
+        raise ArgumentError("layer", "a layer came", f"nothing: {spec.name} explains the input", cure)
+    if isinstance(baselines, AtSeat) and layer is None:
+        raise ArgumentError("baselines", "at_seat(...) came without a layer", "layer=, or baselines of the input")
     if feature_mask is not None and spec.requires.features != "grouped":
         raise ArgumentError(
             "feature_mask", "a mask came", f"nothing: {call.spec.name} does not group features", "Leave it out."
@@ -98,23 +112,28 @@ def question(
     if not callable(model):
         raise ArgumentError("model", f"{type(model).__name__} came", "a torch.nn.Module or a callable")
     encoded, modality_name = _encode(x, modality)
-    inputs, structure = _inputs(encoded, call)
+    inputs, structure = _inputs(encoded)
+    lifts = [spec for spec in call.specs if spec.seats == "inner"]
+    check_requirements(inputs, structure, call.specs if layer is None else lifts, "x")
     adapter = Model(model, structure)
     _check_model(adapter, inputs[0].device)
     _check_numbers(inputs, structure)
     key = Key(_seed(seed))
     if baselines is None and spec.baselines is not None:
         baselines = {"use": spec.baselines.name, **spec.baselines.resolve(call.innermost.values)}
+    layers = None if layer is None else _layers(layer, adapter, feature_mask, baselines, spec)
+    at_input = None if isinstance(baselines, AtSeat) else baselines
+    kind = "none" if isinstance(baselines, AtSeat) else spec.baseline
     problem = Problem(
         model=adapter,
         inputs=inputs,
         target=OutputTarget(),
-        references=resolve_references(
-            baselines, spec.baseline, encoded, inputs, structure, key.at("baselines"), spec.name
-        ),
+        references=resolve_references(at_input, kind, encoded, inputs, structure, key.at("baselines"), spec.name),
         arguments=_arguments(additional_forward_args, forward_kwargs, inputs, structure),
         key=key,
-        groups=resolve_groups(feature_mask, inputs, structure) if spec.requires.features != "none" else None,
+        groups=resolve_groups(feature_mask, inputs, structure)
+        if spec.requires.features != "none" and layers is None
+        else None,
     )
     if problem.groups is not None:
         call = sized(call, problem.groups.count)
@@ -129,11 +148,23 @@ def question(
         seed=key.seed,
         modality=modality_name,
         baselines=_baselines_in_words(baselines, problem.references),
+        layers=layers,
     )
+
+
+def _layers(layer: Any, model: Model, feature_mask: Any, baselines: Any, spec: Spec) -> Layers:
+    """Find the layers, and keep what waits for their shapes."""
+    if isinstance(baselines, AtSeat) and spec.baseline == "none":
+        cure = "Leave it out."
+        raise ArgumentError("baselines", "at_seat(...) came", f"nothing: {spec.name} uses no baselines", cure)
+    given = baselines.value if isinstance(baselines, AtSeat) else None
+    return Layers(resolve_sites(layer, model), isinstance(layer, list | tuple), feature_mask, given)
 
 
 def _baselines_in_words(given: Any, references: References | None) -> str:
     """Say for the record what stood for absence: a name or a number as given, else its kind, and how many."""
+    if isinstance(given, AtSeat):
+        return f"at the layer: {given.value!s}"[:80]
     if references is None:
         return "none"
     plain = isinstance(given, str | int | float) or (isinstance(given, Mapping) and "use" in given)
@@ -179,7 +210,7 @@ def _encode(x: Any, modality: Any) -> tuple[Any, str | None]:
     return plugin.encode(x), spec.name
 
 
-def _inputs(x: Any, call: Call) -> tuple[Tensors, Structure]:
+def _inputs(x: Any) -> tuple[Tensors, Structure]:
     structure = structure_of(x)
     if structure is None:
         raise ArgumentError(
@@ -188,7 +219,7 @@ def _inputs(x: Any, call: Call) -> tuple[Tensors, Structure]:
     items = structure.unpack(x)
     labels = structure.labels("x")
     for label, item in zip(labels, items, strict=True):
-        _check_input(label, item, items[0], call)
+        _check_input(label, item, items[0])
     return tuple(_usable(item).detach() for item in items), structure
 
 
@@ -200,7 +231,7 @@ def _cure_of_x(x: Any) -> str:
     return f"For pictures, paths and the like pass modality=, one of: {', '.join(catalog().names('modality'))}."
 
 
-def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
+def _check_input(label: str, item: Any, first: Any) -> None:
     if not isinstance(item, Tensor):
         raise ArgumentError(label, f"{type(item).__name__} came", "a tensor")
     if item.ndim == 0 or len(item) == 0:
@@ -217,22 +248,35 @@ def _check_input(label: str, item: Any, first: Any, call: Call) -> None:
             f"{len(first)}, as in the first input",
             "The first dimension is the batch.",
         )
-    for spec in call.specs:
-        if item.ndim < spec.requires.min_dims:
-            raise ArgumentError(
-                label,
-                f"shape {tuple(item.shape)} came",
-                f"at least {spec.requires.min_dims} dimensions, the batch first: {spec.name} needs them",
-            )
-        if len(item) < spec.requires.min_batch:
-            expected = f"at least {spec.requires.min_batch} examples: {spec.name} compares them"
-            raise ArgumentError(label, f"{len(item)} came", expected)
-        if spec.requires.input_dtype == "floating" and not item.is_floating_point():
-            raise ArgumentError(
-                label, f"{item.dtype} came", f"a floating tensor: {spec.name} differentiates with respect to it",
-                "For token ids pass the embeddings (inputs_embeds=...) as x; pass what is not to be explained through "
-                "additional_forward_args or forward_kwargs.",
-            )  # fmt: skip
+
+
+def check_requirements(inputs: Tensors, structure: Structure, specs: Iterable[Spec], argument: str) -> None:
+    """Hold what is disturbed or explained to what some methods need.
+
+    Raises:
+        ArgumentError: it has too few dimensions or examples, or no numbers that can be differentiated.
+    """
+    for label, item in zip(structure.labels(argument), inputs, strict=True):
+        for spec in specs:
+            _check_requirement(label, item, spec)
+
+
+def _check_requirement(label: str, item: Tensor, spec: Spec) -> None:
+    if item.ndim < spec.requires.min_dims:
+        raise ArgumentError(
+            label,
+            f"shape {tuple(item.shape)} came",
+            f"at least {spec.requires.min_dims} dimensions, the batch first: {spec.name} needs them",
+        )
+    if len(item) < spec.requires.min_batch:
+        expected = f"at least {spec.requires.min_batch} examples: {spec.name} compares them"
+        raise ArgumentError(label, f"{len(item)} came", expected)
+    if spec.requires.input_dtype == "floating" and not item.is_floating_point():
+        raise ArgumentError(
+            label, f"{item.dtype} came", f"a floating tensor: {spec.name} differentiates with respect to it",
+            "For token ids pass the embeddings (inputs_embeds=...) as x; pass what is not to be explained through "
+            "additional_forward_args or forward_kwargs.",
+        )  # fmt: skip
 
 
 def _check_numbers(inputs: Tensors, structure: Structure) -> None:

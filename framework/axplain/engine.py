@@ -154,6 +154,15 @@ class Engine:
             self._limit[key] = self._choose_rows(problem, need)
         return self._limit[key]
 
+    def chunks(self, problem: Problem, count: int) -> Iterator[slice]:
+        """Yield slices of rows that a pass without a graph may have, and count them as rows of the method."""
+        start = 0
+        while start < count:
+            stop = min(start + self.rows(problem, "value"), count)
+            yield slice(start, stop)
+            self._count(stop - start, 0)
+            start = stop
+
     def blocks(self, problem: Problem, need: Need) -> Iterator[Tensor]:
         """Yield the examples in blocks that fit in a chunk, as index tensors."""
         everyone = problem.everyone()
@@ -279,7 +288,7 @@ def _leaves(x: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def _shape_key(problem: Problem, need: Need) -> Any:
-    return need, problem.device, tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
+    return need, problem.model.key, problem.device, tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
 
 
 def out_of_memory(error: BaseException) -> bool:

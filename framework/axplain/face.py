@@ -30,6 +30,7 @@ from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry
 from axplain.residuals import warn_if_drifting, warn_incomplete
+from axplain.seats.settling import carried_rows, references_of, seated, shaped
 from axplain.specs import FromParameter, Spec
 from axplain.structure import Rows, Tensors, all_finite
 from axplain.targets import NeuronTarget, PredictedTarget
@@ -86,7 +87,9 @@ def explain(
             None means the output itself for (batch,) and (batch, 1), the predicted class of x for (batch, classes).
         baselines: what stands for absence: a number, a tensor, a callable, the name of a baseline plugin or
             {"use": name, ...}; a tuple or dict of these for several inputs; `axplain.distribution(t)` for a set.
-        layer: reserved: methods of this version explain the input.
+        layer: attributions land at what a layer returns, and mirror that: a module of the model, its dotted name, or
+            `axplain.seat(layer, of="input", call=0, item=0)`; a list of these for several at once. Baselines are given
+            at the input and carried there, or by `axplain.at_seat(...)` as values of the layer.
         feature_mask: whole numbers in the structure of x, (1 or batch, ...) each: elements with one number are one
             feature, also across inputs. For methods that switch features on and off; None: every element is one.
         additional_forward_args: positional arguments after x (before it, where x is a dict), not explained. Tensors
@@ -154,19 +157,21 @@ def explain_targets(
 def estimate(arguments: dict[str, Any]) -> Cost:
     """Return what the same call of `explain` would cost in rows, without running the model.
 
+    Where it explains a layer, two small passes find the layer's shape.
+
     Raises:
         ArgumentError: as `explain` does, for everything that can be seen before the first forward pass.
     """
     arguments.pop("progress")
     with plain_mode():
-        return _planned(_normalise(arguments))
+        return _planned(seated(_normalise(arguments)))
 
 
 def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
     """Run a call; of several targets one explanation each."""
     started = time.perf_counter()
     progress = arguments.pop("progress")
-    asked = _normalise(arguments)
+    asked = seated(_normalise(arguments))
     model = asked.problem.model
     warn_in_training(model.module)
     if need_of(asked.call) == "rules":
@@ -198,7 +203,8 @@ def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
 
 
 def _hooks(asked: Question) -> bool:
-    return asked.target is not None and any(isinstance(part, NeuronTarget) for part in asked.target.parts)
+    neurons = asked.target is not None and any(isinstance(part, NeuronTarget) for part in asked.target.parts)
+    return neurons or asked.layers is not None
 
 
 def _normalise(arguments: dict[str, Any]) -> Question:
@@ -208,13 +214,13 @@ def _normalise(arguments: dict[str, Any]) -> Question:
 
 
 def _planned(asked: Question) -> Cost:
-    references = asked.problem.references
     cost = planned_cost(
         asked.call,
         asked.problem.batch,
-        references.count if references else 0,
+        references_of(asked),
         asked.problem.groups.count if asked.problem.groups else 0,
-        lambda call: planned_samples(call, asked.problem),
+        carried_rows(asked),
+        lambda call: planned_samples(call, shaped(asked.problem)),
         tolerance=asked.tolerance,
         verify=asked.verify,
         predicts=asked.target is None,
@@ -262,21 +268,26 @@ def _explanation(
     function = problem.model.function
     errors = outcome.standard_errors
     return Explanation(
-        attributions=structure.pack(_mirror(outcome.attributions, problem.inputs)),
+        attributions=structure.pack(_mirror(outcome.attributions, problem)),
         method=call.spec.name,
         spec_version=call.spec.version,
         parameters=call.describe(),
         target=problem.target.describe(),
         residuals={name: values for name, values in checks.items() if name != "difference"},
         difference=checks.get("difference"),
-        standard_errors=None if errors is None else structure.pack(_mirror(errors, problem.inputs)),
+        standard_errors=None if errors is None else structure.pack(_mirror(errors, problem)),
         cost=Cost(engine.count.forward, engine.count.backward, engine.count.check_forward, bound),
         seconds=seconds,
-        notes=dict(outcome.notes) | _tolerance_note(asked, outcome, engine) | _gradient_note(engine),
+        notes=_notes(asked, outcome, engine),
         provenance=_provenance(asked),
         structure=structure,
         model=weakref.ref(function) if isinstance(function, torch.nn.Module) else None,
     )
+
+
+def _notes(asked: Question, outcome: Outcome, engine: Engine) -> dict[str, Any]:
+    notes = (_tolerance_note(asked, outcome, engine), _gradient_note(engine), _seat_note(asked))
+    return {name: note for each in (outcome.notes, *notes) for name, note in each.items()}
 
 
 def _tolerance_note(asked: Question, outcome: Outcome, engine: Engine) -> dict[str, Any]:
@@ -310,14 +321,23 @@ def _gradient_note(engine: Engine) -> dict[str, Any]:
     return {"plain gradient": sorted(engine.notes)} if engine.notes else {}
 
 
-def _mirror(tensors: Tensors, inputs: Tensors) -> Tensors:
-    """Give attributions the shape, device and dtype of the inputs; integers get float32."""
-    for tensor, like in zip(tensors, inputs, strict=True):
-        if tensor.shape != like.shape:
-            raise PluginError(f"the method returned the shape {tuple(tensor.shape)} for an input {tuple(like.shape)}")
+def _seat_note(asked: Question) -> dict[str, Any]:
+    """Say where completeness cannot hold: where x reaches the target by other ways than the layer."""
+    seating = asked.problem.seating
+    if seating is None or seating.cut or not asked.call.claims_completeness:
+        return {}
+    return {"completeness": f"does not apply: what the target knows of x does not all pass {seating}"}
+
+
+def _mirror(tensors: Tensors, problem: Problem) -> Tensors:
+    """Give attributions the shape, device and dtype of the inputs, or of the seat; integers get float32."""
+    wanted = problem.seat_shapes
+    for tensor, (shape, _) in zip(tensors, wanted, strict=True):
+        if tensor.shape != shape:
+            raise PluginError(f"the method returned the shape {tuple(tensor.shape)} for an input {tuple(shape)}")
     return tuple(
-        tensor.detach().to(like.device, like.dtype if like.is_floating_point() else torch.float32)
-        for tensor, like in zip(tensors, inputs, strict=True)
+        tensor.detach().to(problem.device, dtype if dtype.is_floating_point else torch.float32)
+        for tensor, (_, dtype) in zip(tensors, wanted, strict=True)
     )
 
 
@@ -338,7 +358,7 @@ def _judge(asked: Question, outcome: Outcome, explanation: Explanation) -> None:
         )
     claim = asked.call.innermost.spec.claim("completeness")
     if reached is None and claim is not None and "completeness" in outcome.checks:
-        warn_incomplete(claim, explanation.method, outcome, asked.problem.inputs[0].dtype)
+        warn_incomplete(claim, explanation.method, outcome, explanation.tensors[0].dtype)
 
 
 def _provenance(asked: Question) -> dict[str, Any]:
@@ -351,6 +371,7 @@ def _provenance(asked: Question) -> dict[str, Any]:
         "distribution": spec.distribution or spec.origin,
         "distribution_version": _version(spec.distribution),
         "seed": asked.seed,
+        "layer": None if asked.problem.seating is None else str(asked.problem.seating),
         "device": str(first.device),
         "dtype": str(first.dtype).removeprefix("torch."),
         "modality": asked.modality,

@@ -30,6 +30,11 @@ class Model:
     structure: Structure
 
     @property
+    def key(self) -> Any:
+        """What tells this model from others that are made of the same function, where something is remembered of it."""
+        return None
+
+    @property
     def module(self) -> torch.nn.Module | None:
         """The model as a module, where it is one."""
         return self.function if isinstance(self.function, torch.nn.Module) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -14,6 +14,9 @@ from axplain.model import Model
 from axplain.randomness import Key
 from axplain.structure import Tensors, all_finite, map_tensors
 from axplain.targets import Target
+
+if TYPE_CHECKING:
+    from axplain.seats.seating import Seating
 
 
 @attrs.frozen(eq=False)
@@ -74,6 +77,7 @@ class Problem:
 
     `clean` is F(x), (batch,), where it is known already: nobody asks for it twice. `groups`: the features of a method
     that switches them. `origin`: (batch,) where in the whole question the examples of a block are; None for all.
+    `seating`: the layers that attributions land at; None for the input, and once the question is lowered to them.
     """
 
     model: Model
@@ -85,6 +89,7 @@ class Problem:
     clean: Tensor | None = None
     groups: Groups | None = None
     origin: Tensor | None = None
+    seating: Seating | None = None
 
     @property
     def batch(self) -> int:
@@ -100,6 +105,13 @@ class Problem:
     def targets(self) -> int:
         """How many targets every example has."""
         return len(self.target.parts)
+
+    @property
+    def seat_shapes(self) -> list[tuple[torch.Size, torch.dtype]]:
+        """What attributions mirror: the inputs, or what the layers hold."""
+        if self.seating is None:
+            return [(tensor.shape, tensor.dtype) for tensor in self.inputs]
+        return [(torch.Size((self.batch, *slot.shape)), slot.dtype) for slot in self.seating.slots]
 
     def everyone(self) -> Tensor:
         """Return the index of all examples."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.model import Model, output_tensor
+from axplain.seats.sites import find_layer
 
 
 class Target(Protocol):
@@ -342,14 +343,5 @@ def resolve_neuron(unit: Neuron, model: Model) -> NeuronTarget:
         raise ArgumentError(
             "target", "a neuron came and the model is a plain callable", "a torch.nn.Module as the model"
         )
-    layers = dict(module.named_modules())
-    if isinstance(unit.layer, str):
-        if unit.layer not in layers:
-            raise ArgumentError("target", f"layer {unit.layer!r} came", f"one of {', '.join(filter(None, layers))}")
-        return NeuronTarget(layers[unit.layer], unit.layer, unit.index)
-    name = next((name for name, layer in layers.items() if layer is unit.layer), None)
-    if name is None:
-        raise ArgumentError(
-            "target", f"a {type(unit.layer).__name__} came that is no part of the model", "one of its modules"
-        )
-    return NeuronTarget(unit.layer, name or "(the model)", unit.index)
+    name, layer = find_layer(unit.layer, module, "target")
+    return NeuronTarget(layer, name, unit.index)

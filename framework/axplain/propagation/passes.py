@@ -149,7 +149,8 @@ def record(problem: Problem, rows: Rows, rules: RuleSet, notes: set[str], run: R
 
 def shared_axes(problem: Problem, rules: RuleSet, notes: set[str], run: Run) -> Axes | None:
     """Return where the rows lie on a tape that examples share, or None where they are folded; found once a model."""
-    key = (type(rules), rules, tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs), problem.device)
+    shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
+    key = (problem.model.key, type(rules), rules, shapes, problem.device)
 
     def probe() -> Axes | None:
         tapes = []

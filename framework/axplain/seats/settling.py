@@ -1,0 +1,79 @@
+"""Settles a question whose attributions land at a layer: what the layer holds decides about features and parameters."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from axplain.door import Question, check_requirements
+from axplain.groups import resolve_groups
+from axplain.guard import occupied, untouched
+from axplain.parameters import sized
+from axplain.problem import Problem, References
+from axplain.seats.seating import Seating, structure_at, survey
+from axplain.structure import Tensors
+from axplain.targets import PredictedTarget
+
+
+def seated(asked: Question) -> Question:
+    """Return the question about its layers: their shapes, groups of their elements, defaults and bounds that follow.
+
+    Two small passes look at the model, the first time that this layer of it is asked for; they are not counted.
+
+    Raises:
+        ArgumentError: a layer is never reached, runs after the target, or cannot be what the method needs.
+    """
+    problem, request = asked.problem, asked.layers
+    if request is None:
+        return asked
+    target = asked.target or PredictedTarget(torch.zeros(problem.batch, dtype=torch.long, device="cpu"))
+    with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
+        found = survey(attrs.evolve(problem, target=target), request.sites)
+    structure = structure_at(request.sites, found.slots, several=request.several)
+    spec = asked.call.innermost.spec
+    seating = Seating(request.sites, structure, found, request.baselines, spec.baseline, spec.name)
+    like = _like(seating, problem.batch, problem.device)
+    check_requirements(like, structure, [each for each in asked.call.specs if each.seats != "inner"], "layer")
+    groups, call = None, asked.call
+    if spec.requires.features != "none":
+        groups = resolve_groups(request.feature_mask, like, structure)
+        call = sized(call, groups.count)
+    problem = attrs.evolve(problem, groups=groups, seating=seating)
+    return attrs.evolve(asked, call=call, problem=problem, structure=structure)
+
+
+def shaped(problem: Problem) -> Problem:
+    """Return a question of the shape that the method will see, for plans that are only counted."""
+    if problem.seating is None:
+        return problem
+    return attrs.evolve(problem, inputs=_like(problem.seating, problem.batch, problem.device), seating=None)
+
+
+def carried_rows(asked: Question) -> int:
+    """Return the rows that carry inputs and references to the seat."""
+    problem = asked.problem
+    references: References | None = problem.references
+    if problem.seating is None:
+        return 0
+    if references is None:
+        return problem.batch
+    table = problem.batch * references.count if problem.arguments.follow else len(references.rows[0])
+    return problem.batch + table
+
+
+def references_of(asked: Question) -> int:
+    """Return how many references each example has; those that are functions of the layer's values count as one."""
+    problem = asked.problem
+    if problem.references is not None:
+        return problem.references.count
+    if problem.seating is None or problem.seating.baselines is None:
+        return 0
+    if callable(problem.seating.baselines) and not isinstance(problem.seating.baselines, torch.Tensor):
+        return 1
+    resolved = problem.seating.resolve(_like(problem.seating, problem.batch, problem.device), problem.key)
+    return resolved.count if resolved is not None else 0
+
+
+def _like(seating: Seating, batch: int, device: torch.device) -> Tensors:
+    """Return tensors of the shapes of the seat that take no memory."""
+    return tuple(torch.zeros((), dtype=slot.dtype, device=device).expand(batch, *slot.shape) for slot in seating.slots)

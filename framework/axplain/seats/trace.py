@@ -1,0 +1,306 @@
+"""The operations before a seat: what they gave on two small passes, so that later passes need not run them.
+
+`Tracing` watches a pass: which operations run before the seat is reached, and which of their results are used behind
+it. `Skipping` answers those operations from memory: with the rows of what is used behind the seat, and with a tensor
+of the right shape and no numbers for everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import attrs
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from axplain.propagation.operations import LIKE, SHAPED, name_of
+from axplain.structure import Tensors
+
+#: What may be asked of a tensor without looking at its numbers.
+ABOUT: Final = frozenset(
+    {
+        *("shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "len", "dtype", "device", "layout"),
+        *("is_cuda", "is_cpu", "is_mps", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_floating_point"),
+        *(
+            "is_complex",
+            "is_contiguous",
+            "stride",
+            "element_size",
+            "itemsize",
+            "requires_grad",
+            "is_leaf",
+            "get_device",
+        ),
+        *("storage_offset", "names", "has_names", "is_inference", "__len__"),
+    }
+)
+
+
+class Diverged(Exception):  # noqa: N818 - no fault of anybody: the pass runs in full instead
+    """The operations before the seat were not those of the trace."""
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """One operation before the seat. `leaves`: its results as they were; `tree`: how they are put together.
+
+    `same`: for each leaf the position among the arguments of the tensor that was given back itself, or None.
+    """
+
+    name: str
+    leaves: list[Any]
+    tree: TreeSpec
+    same: tuple[int | None, ...]
+
+
+class Tracing(TorchFunctionMode):
+    """Watches one pass: which operations run before the seat, and what is computed from the inputs and from the seat.
+
+    What is put in the seat no longer depends on the inputs: a target that still does knows them by another way.
+    """
+
+    def __init__(self, inputs: Tensors) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self.used: set[tuple[int, int]] = set()
+        self.reached = self.blocked = self._idle = False
+        self.strays: list[Tensor] = []
+        self._made: dict[int, tuple[int, int]] = {}
+        self._behind: set[int] = set()
+        self._seated: set[int] = set()
+        self._depends = {id(tensor) for tensor in inputs}
+        self._held: list[Any] = list(inputs)  # an id is one tensor's as long as that lives
+
+    def reach(self, leaves: Tensors) -> None:
+        """Say that the seat is reached, and which tensors are put there."""
+        self.reached = True
+        self._held += leaves
+        for tensor in leaves:
+            self._seated.add(id(tensor))
+            self._behind.add(id(tensor))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Look at tensors without leaving a trace."""
+        self._idle = True
+        try:
+            yield
+        finally:
+            self._idle = False
+
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from the inputs, not only through the seat."""
+        return id(tensor) in self._depends
+
+    def seated(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from the seat."""
+        return id(tensor) in self._seated
+
+    def give(self, output: Any) -> None:
+        """Note which results of before the seat the model itself returns."""
+        for leaf in tree_flatten(output)[0]:
+            if isinstance(leaf, Tensor) and id(leaf) in self._made:
+                self.used.add(self._made[id(leaf)])
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation, and note it."""
+        kwargs = kwargs or {}
+        if self._idle:
+            return func(*args, **kwargs)
+        name = name_of(func)
+        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        read = [] if name.name in ABOUT | SHAPED else given[:1] if name.name in LIKE else given  # the rest lends shapes
+        if self.reached:
+            for tensor in read:
+                self._use(tensor)
+        result = func(*args, **kwargs)
+        leaves, tree = tree_flatten(result)
+        dependent = any(id(tensor) in self._depends for tensor in read)
+        seated = any(id(tensor) in self._seated for tensor in read)
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                self._held.append(leaf)
+                self._depends |= {id(leaf)} if dependent else set()
+                self._seated |= {id(leaf)} if seated else set()
+        if self.reached:
+            self._behind |= {id(leaf) for leaf in leaves}
+        else:
+            writes = name.in_place and given and id(given[0]) not in self._made
+            told = any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves)
+            self.blocked |= bool(writes) or "out" in kwargs or (dependent and told)
+            self._step(name.name, given, leaves, tree)
+        return result
+
+    def _step(self, name: str, given: list[Tensor], leaves: list[Any], tree: TreeSpec) -> None:
+        places = {id(tensor): place for place, tensor in reversed(list(enumerate(given)))}
+        same = tuple(places.get(id(leaf)) for leaf in leaves)
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and same[place] is None:
+                self._made[id(leaf)] = (len(self.steps), place)
+        self.steps.append(Step(name, leaves, tree, same))
+
+    def _use(self, tensor: Tensor) -> None:
+        if id(tensor) in self._behind:
+            return
+        if id(tensor) in self._made:
+            self.used.add(self._made[id(tensor)])
+        elif id(tensor) not in self._depends and not isinstance(tensor, torch.nn.Parameter):
+            self.strays.append(tensor)
+
+
+@attrs.frozen(eq=False)
+class Trace:
+    """What two passes of one and of two rows gave before the seat. `used`: what is used behind it, and its row axis."""
+
+    fewer: list[Step]
+    more: list[Step]
+    used: Mapping[tuple[int, int], int | None]
+
+    @classmethod
+    def of(cls, one: Tracing, two: Tracing) -> Trace | None:
+        """Compare the passes; None where what they gave cannot be told for other numbers of rows."""
+        if one.blocked or two.blocked or one.used != two.used or len(one.steps) != len(two.steps):
+            return None
+        if len(one.strays) != len(two.strays) or any(a is not b for a, b in zip(one.strays, two.strays, strict=True)):
+            return None  # made by code that no mode sees: a custom function, a scripted module
+        if not all(map(_comparable, one.steps, two.steps)):
+            return None
+        axes: dict[tuple[int, int], int | None] = {}
+        for step, leaf in one.used:
+            a, b = one.steps[step].leaves[leaf], two.steps[step].leaves[leaf]
+            differing = [axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]]
+            if len(differing) > 1 or any((a.shape[axis], b.shape[axis]) != (1, 2) for axis in differing):
+                return None  # rows are folded with something else
+            axes[step, leaf] = differing[0] if differing else None
+        return cls(_light(one.steps), _light(two.steps), axes)
+
+
+def _comparable(one: Step, two: Step) -> bool:
+    if one.name != two.name or one.tree != two.tree or one.same != two.same:
+        return False
+    for a, b in zip(one.leaves, two.leaves, strict=True):
+        if isinstance(a, Tensor) != isinstance(b, Tensor):
+            return False
+        if isinstance(a, Tensor):
+            if a.ndim != b.ndim or a.dtype != b.dtype or a.device != b.device or a.layout != torch.strided:
+                return False
+        elif a != b and not (_counts(a) and _counts(b)):
+            return False
+    return True
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _light(steps: list[Step]) -> list[Step]:
+    """Keep shapes, not numbers."""
+    return [
+        attrs.evolve(step, leaves=[_blank(x, x.shape) if isinstance(x, Tensor) else x for x in step.leaves])
+        for step in steps
+    ]
+
+
+def _blank(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a tensor of a shape that takes no memory and has no numbers worth reading."""
+    return torch.empty((), dtype=like.dtype, device=like.device).expand(shape)
+
+
+class Keeping(TorchFunctionMode):
+    """Runs a pass in full and keeps the results of before the seat that are used behind it."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace, self.position, self.reached = trace, 0, False
+        self._found: dict[tuple[int, int], Tensor] = {}
+        self.kept: dict[tuple[int, int], Tensor] = {}
+
+    def reach(self) -> None:
+        """Copy what is kept, as it is when the seat is reached: later operations may write over it."""
+        if self.position != len(self.trace.fewer):
+            raise Diverged
+        self.reached = True
+        self.kept = {place: self._found[place].detach().clone() for place in self.trace.used}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation."""
+        result = func(*args, **(kwargs or {}))
+        if not self.reached:
+            check_step(self.trace, self.position, func)
+            for place, leaf in enumerate(tree_flatten(result)[0]):
+                if (self.position, place) in self.trace.used:
+                    self._found[self.position, place] = leaf
+            self.position += 1
+        return result
+
+
+class Skipping(TorchFunctionMode):
+    """Answers the operations before the seat. `kept`: (rows, ...) of what is used behind it, rows on their own axis."""
+
+    def __init__(self, trace: Trace, kept: Mapping[tuple[int, int], Tensor], rows: int) -> None:
+        super().__init__()
+        self.trace, self.kept, self.rows = trace, kept, rows
+        self.position, self.reached = 0, False
+
+    def reach(self) -> None:
+        """Go on in earnest."""
+        if self.position != len(self.trace.fewer):
+            raise Diverged
+        self.reached = True
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answer, or run what comes behind the seat."""
+        kwargs = kwargs or {}
+        if self.reached:
+            return func(*args, **kwargs)
+        check_step(self.trace, self.position, func)
+        one, two = self.trace.fewer[self.position], self.trace.more[self.position]
+        given = (
+            [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+            if any(place is not None for place in one.same)
+            else []
+        )
+        leaves = [
+            given[same] if same is not None else self._leaf((self.position, place), a, b)
+            for place, (a, b, same) in enumerate(zip(one.leaves, two.leaves, one.same, strict=True))
+        ]
+        self.position += 1
+        return tree_unflatten(leaves, one.tree)
+
+    def _leaf(self, place: tuple[int, int], one: Any, two: Any) -> Any:
+        if place in self.kept:
+            return self.kept[place]
+        if isinstance(one, Tensor):
+            return _blank(one, [self._number(a, b) for a, b in zip(one.shape, two.shape, strict=True)])
+        return one if one == two else self._number(one, two)
+
+    def _number(self, one: int, two: int) -> int:
+        return one + (self.rows - 1) * (two - one)  # rows are folded with something else, or they are not
+
+
+def check_step(trace: Trace, position: int, func: Callable[..., Any]) -> None:
+    """Raise where an operation is not the one of the trace."""
+    if position >= len(trace.fewer) or trace.fewer[position].name != name_of(func).name:
+        raise Diverged
