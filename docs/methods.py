@@ -65,8 +65,10 @@ def entry(spec: Spec) -> Iterator[str]:
         yield f"* baselines: {spec.baseline.replace('_', ' ')}"
     if spec.cost:
         cost = spec.cost
-        yield f"* rows: `{cost.forward_rows.text}` forward, `{cost.backward_rows.text}` backward" + (
-            f"; with `tolerance=` at most `{cost.refined_rows.text}` each" if cost.refined_rows else ""
+        yield (
+            f"* rows: `{cost.forward_rows.text}` forward, `{cost.backward_rows.text}` backward"
+            + (f"; with `tolerance=` at most `{cost.refined_rows.text}` forward" if cost.refined_rows else "")
+            + (", and as many backward" if cost.refined_rows and cost.backward_rows.text != "0" else "")
         )
     yield f"* {spec.determinism.kind}" + ("" if spec.signed else "; never negative by default")
     yield from map(claim, spec.axioms)

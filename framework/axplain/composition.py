@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from axplain.coalitions import AskCoalitions
 from axplain.discovery import catalog
 from axplain.engine import Engine, Need, out_of_memory
-from axplain.parameters import Call, settle, settle_values
+from axplain.parameters import Call, settle, settle_values, sized
 from axplain.problem import Problem
 from axplain.propagation.passes import Comparison, RulePass
 from axplain.propagation.rules import RuleSet
@@ -27,6 +28,10 @@ from axplain.seats.tail import lowered
 from axplain.specs import Composition, FromParameter, Spec, Use
 from axplain.structure import Rows, Tensors, concatenate, map_tensors, rows_by_samples
 
+#: samples after which a tolerance looks at the standard errors for the first time, and how many more each time
+FIRST_LOOK: Final = 64
+NEXT_LOOK: Final = 1.25
+
 POST: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {"abs": torch.abs}
 
 
@@ -35,10 +40,14 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
 
     A method that takes one reference per example and is given a set explains against each and averages.
     """
+    if problem.seating is None and problem.groups is not None and problem.groups.uneven:
+        return _by_features(call, problem, engine, settings)
     spec = call.spec
     cut = problem.seating is None or problem.seating.cut
     if problem.seating is not None and spec.seats != "inner":  # a lift disturbs the input, its method is at the seat
-        problem = lowered(problem, engine)
+        return run_method(
+            call, lowered(problem, engine), engine, attrs.evolve(settings, verify=settings.verify and cut)
+        )
     claim = spec.claim("completeness")
     claimed = claim is not None and claim.kind != "inherited"  # a lift aggregates the checks of its inner method
     checks = settings.verify and claimed and cut and problem.references is not None
@@ -53,18 +62,36 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     return _post(spec, outcome, call.values)
 
 
+def _by_features(call: Call, problem: Problem, engine: Engine, settings: Settings) -> Outcome:
+    """Explain examples that have the same number of features together: each gets what it gets alone."""
+    counts = problem.features().counts
+    assert counts is not None, "asked where examples have groups of their own"
+    parts = [(counts == count).nonzero().flatten() for count in torch.unique(counts)]
+    outcomes = []
+    for index in parts:
+        part = problem.take(index)
+        outcomes.append(run_method(sized(call, part.features().count), part, engine, settings))
+    back = torch.cat(parts).argsort()
+    return _concatenate(outcomes).take(_each_target(back, problem.targets))
+
+
+def _each_target(index: Tensor, targets: int) -> Tensor:
+    """Return the same of pairs of an example and a target, the targets of one side by side."""
+    return (index[:, None] * targets + torch.arange(targets, device=index.device)).flatten()
+
+
 def run_targets(call: Call, problem: Problem, engine: Engine, settings: Settings) -> list[Outcome]:
     """Explain every target of the problem: from the same passes where the method asks for values alone."""
     parts = problem.target.parts
-    if len(parts) == 1 or not shares_passes(call):
+    if len(parts) == 1 or not shares_passes(call, settings.tolerance):
         return [run_method(call, attrs.evolve(problem, target=part), engine, settings) for part in parts]
     outcome = run_method(call, problem, engine, settings)
     return [outcome.select(place, len(parts)) for place in range(len(parts))]
 
 
-def shares_passes(call: Call) -> bool:
-    """Whether the passes of one target tell several: a gradient is of one target, and so is an inner method."""
-    return need_of(call) == "value" and call.inner is None
+def shares_passes(call: Call, tolerance: float | None) -> bool:
+    """Whether the passes of one target tell several: a gradient is of one target, and so is what stops a method."""
+    return tolerance is None and need_of(call) == "value" and call.inner is None
 
 
 def planned_samples(call: Call, problem: Problem) -> int:
@@ -167,8 +194,11 @@ class Composed:
         plan = perturbation.plan(problem)
         evaluation = self._evaluation(problem, engine, settings, plan)
         pipeline = _Pipeline(engine, plan, evaluation, aggregation, settings.tolerance)
-        blocks = [pipeline.reduce(problem.block(index)) for index in engine.blocks(problem, pipeline.evaluation.need)]
-        return _concatenate(blocks)
+        if settings.tolerance is None:
+            parts = engine.blocks(problem, pipeline.evaluation.need)
+        else:  # one by one: how long an example is sampled is no other's business
+            parts = iter(torch.split(problem.everyone(), 1))
+        return _concatenate([pipeline.reduce(problem.block(index)) for index in parts])
 
     def _evaluation(self, problem: Problem, engine: Engine, settings: Settings, plan: Plan) -> Evaluating:
         kind, use = self.composition.evaluation.kind, self.composition.evaluation.method
@@ -317,11 +347,11 @@ class _Pipeline:
     def reduce(self, block: Problem) -> Outcome:
         """Stream the samples of a block through the aggregation, and average the checks of inner methods.
 
-        Under a tolerance, stop as soon as every standard error is within it.
+        Under a tolerance, stop at the first look at which every standard error is within it.
         """
         pairs = block.by_target()
         state, sums, ends = self.aggregation.start(pairs, self.plan), _Sums(), None
-        for samples in self._ranges(block):
+        for samples, look in self._ranges(block):
             points = self.plan.draw(block, samples)
             answers = self.evaluation(self.engine, block, points, samples)
             if answers.value is not None:
@@ -330,7 +360,7 @@ class _Pipeline:
             ends = answers.ends or ends
             for name, values in answers.checks.items():
                 sums.add(name, (values,), points.samples)
-            if self.tolerance is not None and _certain(self.aggregation.finish(state, pairs), self.tolerance):
+            if look and self._is_certain(self.aggregation.finish(state, pairs)):
                 break
         checks = {name: values / self.plan.count for name, (values,) in sums.tensors.items()}
         reduced = self.aggregation.finish(state, pairs)
@@ -338,16 +368,23 @@ class _Pipeline:
             reduced.attributions, reduced.standard_errors, checks, self.plan.columns, ends, features=reduced.features
         )
 
-    def _ranges(self, block: Problem) -> Iterator[range]:
-        if self.evaluation.batched:
-            return self.engine.samples(block, self.plan.count, self.evaluation.need)
-        return (range(sample, sample + 1) for sample in range(self.plan.count))
+    def _ranges(self, block: Problem) -> Iterator[tuple[range, bool]]:
+        """Yield ranges of samples, and after which of them to look: at the same samples whatever fits in a chunk."""
+        if not self.evaluation.batched:
+            yield from ((range(sample, sample + 1), False) for sample in range(self.plan.count))
+            return
+        start, stop = 0, self.plan.count if self.tolerance is None else min(FIRST_LOOK, self.plan.count)
+        while start < self.plan.count:
+            for samples in self.engine.samples(block, stop, self.evaluation.need, start):
+                yield samples, self.tolerance is not None and samples.stop == stop
+            start, stop = stop, min(math.ceil(stop * NEXT_LOOK), self.plan.count)
 
-
-def _certain(reduced: Reduced, tolerance: float) -> bool:
-    """Whether there are standard errors, and none is larger than the tolerance."""
-    errors = reduced.standard_errors
-    return errors is not None and all(bool((tensor <= tolerance).all()) for tensor in errors)
+    def _is_certain(self, reduced: Reduced) -> bool:
+        """Whether there are standard errors, and none is larger than the tolerance."""
+        errors, tolerance = reduced.standard_errors, self.tolerance
+        if errors is None or tolerance is None:
+            return False
+        return all(bool((tensor <= tolerance).all()) for tensor in errors)
 
 
 def _named(use: Use, values: Mapping[str, Any]) -> str:
@@ -366,6 +403,14 @@ def _component(kind: str, use: Use, values: Mapping[str, Any], **instead: Any) -
     return registry().build(spec, settle_values(spec, use.resolve(values) | instead, f"{name}[{{!r}}]"))
 
 
+def _joined_features(parts: list[Tensor]) -> Tensor | None:
+    """Join (batch, features) of parts that may have more or fewer features."""
+    if not parts:
+        return None
+    most = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts])
+
+
 def _concatenate(blocks: list[Outcome]) -> Outcome:
     if len(blocks) == 1:
         return blocks[0]
@@ -373,11 +418,9 @@ def _concatenate(blocks: list[Outcome]) -> Outcome:
     ends = [block.ends for block in blocks if block.ends is not None]
     return Outcome(
         attributions=concatenate([block.attributions for block in blocks]),
-        standard_errors=concatenate(errors) if errors else None,
+        standard_errors=concatenate(errors) if len(errors) == len(blocks) else None,
         checks={name: torch.cat([block.checks[name] for block in blocks]) for name in blocks[0].checks},
         columns=blocks[0].columns,
-        ends=concatenate(ends) if ends else None,
-        features=torch.cat([block.features for block in blocks if block.features is not None])
-        if blocks[0].features is not None
-        else None,
+        ends=concatenate(ends) if len(ends) == len(blocks) else None,
+        features=_joined_features([block.features for block in blocks if block.features is not None]),
     )

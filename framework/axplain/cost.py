@@ -84,5 +84,5 @@ def _rows(call: Call, sizes: _Sizes, tolerance: float | None) -> tuple[int, int,
         bound = "upper" if inner_bound == "upper" else bound
     if tolerance is not None and cost.refined_rows is not None:
         rows = int(cost.refined_rows(names))
-        return rows, rows, "upper"
+        return rows, rows if int(cost.backward_rows(names)) else 0, "upper"
     return int(cost.forward_rows(names)), int(cost.backward_rows(names)), bound

@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from axplain.adapters import BatchModel
 from axplain.discovery import catalog
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.groups import resolve_groups
@@ -129,7 +130,9 @@ def question(
         inputs=inputs,
         target=OutputTarget(),
         references=resolve_references(at_input, kind, encoded, inputs, structure, key.at("baselines"), spec.name),
-        arguments=_arguments(additional_forward_args, forward_kwargs, inputs, structure),
+        arguments=_arguments(
+            additional_forward_args, forward_kwargs, inputs, structure, whole=isinstance(model, BatchModel)
+        ),
         key=key,
         groups=resolve_groups(feature_mask, inputs, structure)
         if spec.requires.features != "none" and layers is None
@@ -303,7 +306,8 @@ def _check_model(model: Model, device: torch.device) -> None:
         )
 
 
-def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Structure) -> Arguments:
+def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Structure, *, whole: bool) -> Arguments:
+    """Return the model's other arguments. `whole`: its rows are batches, so that every tensor needs a row for each."""
     values = () if positional is None else positional if isinstance(positional, tuple) else (positional,)
     named = {} if keyword is None else keyword
     if not isinstance(named, Mapping):
@@ -319,18 +323,27 @@ def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Struct
     device, batch = inputs[0].device, len(inputs[0])
     for name, value in everything.items():
         if isinstance(value, Tensor) and value.device != device:
-            argument = f"additional_forward_args[{name}]" if isinstance(name, int) else f"forward_kwargs[{name!r}]"
-            raise ArgumentError(argument, f"a tensor on {value.device} came", f"one on {device}, where x is")
+            raise ArgumentError(_label(name), f"a tensor on {value.device} came", f"one on {device}, where x is")
     for name, value in everything.items():
         if batch > 1 and isinstance(value, list | tuple | Mapping) and _has_a_row_each(value, batch):
-            argument = f"additional_forward_args[{name}]" if isinstance(name, int) else f"forward_kwargs[{name!r}]"
             raise ArgumentError(
-                argument, f"a {type(value).__name__} with one item for each of {batch} examples came",
+                _label(name), f"a {type(value).__name__} with one item for each of {batch} examples came",
                 "a tensor, whose rows follow the examples", "axplain.shared(value) passes it as it is.",
+            )  # fmt: skip
+    for name, value in everything.items():
+        tensor = value.value if isinstance(value, Shared) else value
+        if whole and isinstance(tensor, Tensor) and (tensor is not value or tensor.ndim == 0 or len(tensor) != batch):
+            raise ArgumentError(
+                _label(name), f"a tensor of shape {tuple(tensor.shape)} came to a model of per_batch",
+                f"a first dimension of {batch}, as in x", "Call .unsqueeze(0) on it, or close over it in the function.",
             )  # fmt: skip
     follow = frozenset(n for n, v in everything.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch)
     plain = {name: _usable(value.value if isinstance(value, Shared) else value) for name, value in everything.items()}
     return Arguments(tuple(plain[i] for i in range(len(values))), {name: plain[name] for name in named}, follow)
+
+
+def _label(name: int | str) -> str:
+    return f"additional_forward_args[{name}]" if isinstance(name, int) else f"forward_kwargs[{name!r}]"
 
 
 def _has_a_row_each(value: Any, batch: int) -> bool:

@@ -168,9 +168,8 @@ class Engine:
         everyone = problem.everyone()
         yield from torch.split(everyone, self.rows(problem, need))
 
-    def samples(self, block: Problem, count: int, need: Need) -> Iterator[range]:
+    def samples(self, block: Problem, count: int, need: Need, start: int = 0) -> Iterator[range]:
         """Yield ranges of samples that fit in a chunk together with the block's examples."""
-        start = 0
         while start < count:
             step = max(self.rows(block, need) // block.batch, 1)  # asked each time: memory may have run out
             yield range(start, min(start + step, count))

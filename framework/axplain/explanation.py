@@ -31,7 +31,8 @@ class Explanation:
     """What a method says about each example.
 
     `attributions` mirrors `x`, in structure, shape, device and, where it is floating, dtype; `standard_errors` mirrors
-    it too where samples were averaged, and is None elsewhere. `residuals["completeness"]`, (batch,), is the sum of an
+    it too where samples were averaged, and is None elsewhere; over a distribution of baselines it is an upper bound, as
+    all of them share the samples. `residuals["completeness"]`, (batch,), is the sum of an
     example's attributions minus `difference`, F(x) - F(x'), where the method claims completeness and `verify` is on.
     """
 

@@ -102,7 +102,7 @@ def explain(
         tolerance: refine until the residual, or every standard error of a sampled method, is at most this, in units of
             the target, instead of a fixed number of samples. A residual bounds the sum; where errors of both signs
             cancel, single attributions are off by a little more.
-        verify: check the answer where the method claims completeness, and the model for determinism.
+        verify: where the method claims completeness, check the answer, and whether the model is deterministic.
         progress: True shows a bar; a callback gets (rows done, rows in all), and may raise to cancel.
         **parameters: of the method; `axplain.describe(method)` lists them.
 
@@ -130,11 +130,11 @@ def explain_targets(
     """Attribute several scalars of a model's output, each as `explain` does it alone.
 
     Methods that ask for values, such as the removal family, tell all targets from the passes of one; those that
-    differentiate take theirs for every target.
+    differentiate, and calls with a `tolerance`, take theirs for every target.
 
     Args:
         model, x, method: as in `explain`.
-        targets: what `explain` takes as `target`, one after the other.
+        targets: what `explain` takes as `target`, one after the other; None, the predicted class, is not among them.
         **options: every other argument of `explain`, and the method's parameters.
 
     Returns:
@@ -143,6 +143,8 @@ def explain_targets(
     Raises:
         ArgumentError: as `explain` does; or there are no targets.
     """
+    if hasattr(targets, "tolist") and getattr(targets, "ndim", 0) == 1:  # an array of indices
+        targets = targets.tolist()
     if not isinstance(targets, Sequence) or isinstance(targets, str) or not targets:
         raise ArgumentError("targets", f"{targets!r} came", "a list of at least one target")
     if "target" in options:
@@ -226,7 +228,7 @@ def _planned(asked: Question) -> Cost:
         predicts=asked.target is None,
     )
     targets = 1 if asked.target is None else len(asked.target.parts)
-    return cost if targets == 1 or shares_passes(asked.call) else cost.times(targets)
+    return cost if targets == 1 or shares_passes(asked.call, asked.tolerance) else cost.times(targets)
 
 
 def _aim(asked: Question, engine: Engine) -> Problem:
@@ -371,6 +373,7 @@ def _provenance(asked: Question) -> dict[str, Any]:
         "distribution": spec.distribution or spec.origin,
         "distribution_version": _version(spec.distribution),
         "seed": asked.seed,
+        "features": asked.problem.groups.count if asked.problem.groups else None,
         "layer": None if asked.problem.seating is None else str(asked.problem.seating),
         "device": str(first.device),
         "dtype": str(first.dtype).removeprefix("torch."),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from axplain.errors import ArgumentError
-from axplain.structure import Structure, Tensors, map_tensors
+from axplain.structure import Structure, Tensors, concatenate, map_tensors
 
 
 @attrs.frozen(eq=False)
@@ -18,17 +18,28 @@ class Groups:
     """Which feature each element belongs to; one numbering, 0 to `count` - 1, over all inputs.
 
     `ids`: (1 or batch, ...) per tensor; None where every element is a feature of its own, in the order of the inputs.
+    `counts`: (batch,) on the CPU, where examples have groups of their own: how many each has.
     """
 
     count: int
     shapes: tuple[torch.Size, ...]
     ids: Tensors | None = None
+    counts: Tensor | None = None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some examples have fewer features than others."""
+        return self.counts is not None and bool((self.counts != self.count).any())
 
     def take(self, index: Tensor) -> Groups:
         """Return the groups of some examples."""
         if self.ids is None:
             return self
-        return attrs.evolve(self, ids=map_tensors(lambda ids: ids[index] if len(ids) > 1 else ids, self.ids))
+        ids = map_tensors(lambda ids: ids[index] if len(ids) > 1 else ids, self.ids)
+        if self.counts is None:
+            return attrs.evolve(self, ids=ids)
+        counts = self.counts[index.cpu()]
+        return attrs.evolve(self, ids=ids, counts=counts, count=int(counts.max()))
 
     def elements(self, mask: Tensor) -> Tensors:
         """Return (samples, 1 or batch, ...) per tensor: what (samples, features) says of each."""
@@ -61,10 +72,20 @@ def resolve_groups(given: Any, inputs: Tensors, structure: Structure) -> Groups:
     labels = structure.labels("feature_mask")
     masks = _masks(given, structure, inputs)
     fitted = tuple(_fit(mask, x, label) for mask, x, label in zip(masks, inputs, labels, strict=True))
-    known, packed = torch.unique(torch.cat([ids.flatten() for ids in fitted]), return_inverse=True)
-    parts = packed.split([ids.numel() for ids in fitted])
-    ids = tuple(part.view_as(mask) for part, mask in zip(parts, fitted, strict=True))
-    return Groups(len(known), shapes, ids)
+    if all(len(mask) == 1 for mask in fitted):
+        count, ids = _numbered(fitted)
+        return Groups(count, shapes, ids)
+    own = map_tensors(lambda mask, x: mask.expand(len(x), *mask.shape[1:]), fitted, inputs)
+    examples = [_numbered(map_tensors(lambda mask, i=i: mask[i : i + 1], own)) for i in range(len(inputs[0]))]
+    counts = torch.tensor([count for count, _ in examples], device="cpu")
+    return Groups(int(counts.max()), shapes, concatenate([ids for _, ids in examples]), counts)
+
+
+def _numbered(masks: Tensors) -> tuple[int, Tensors]:
+    """Return how many different ids there are over all inputs, and the ids as consecutive numbers from 0."""
+    known, packed = torch.unique(torch.cat([ids.flatten() for ids in masks]), return_inverse=True)
+    parts = torch.split(packed, [ids.numel() for ids in masks])
+    return len(known), map_tensors(Tensor.view_as, parts, masks)
 
 
 def _masks(given: Any, structure: Structure, inputs: Tensors) -> tuple[Any, ...]:

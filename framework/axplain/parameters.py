@@ -23,6 +23,7 @@ class Call:
 
     spec: Spec
     values: Mapping[str, Any]
+    unsized: Call | None = attrs.field(default=None, eq=False, repr=False)
 
     @property
     def inner(self) -> Call | None:
@@ -122,13 +123,14 @@ def sized(call: Call, features: int) -> Call:
     Raises:
         ArgumentError: a parameter is out of bounds.
     """
+    call = call.unsized or call
     values: dict[str, Any] = {}
     for name, value in call.values.items():
         if isinstance(value, Formula):
             value = int(value({"features": features}))
         values[name] = sized(value, features) if isinstance(value, Call) else value
     _check_bounds(call.spec, values, "{}", {"features": features})
-    return Call(call.spec, values)
+    return Call(call.spec, values, call)
 
 
 def settle_use(value: Any, argument: str) -> Call:

@@ -5,7 +5,7 @@ Rows are sample-major: the points of s samples of a block of b examples are tens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -168,16 +168,20 @@ class Outcome:
     def select(self, place: int, targets: int) -> Outcome:
         """Return what is said of one of several targets; every tensor has the targets of an example side by side."""
 
-        def mine(tensor: Tensor) -> Tensor:
-            return tensor[place::targets]
+        return self._mapped(lambda tensor: tensor[place::targets])
 
+    def take(self, index: Tensor) -> Outcome:
+        """Return what is said of some examples."""
+        return self._mapped(lambda tensor: tensor[index.to(tensor.device)])
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Outcome:
         return attrs.evolve(
             self,
-            attributions=map_tensors(mine, self.attributions),
-            standard_errors=map_tensors(mine, self.standard_errors) if self.standard_errors else None,
-            checks={name: mine(values) for name, values in self.checks.items()},
-            ends=(mine(self.ends[0]), mine(self.ends[1])) if self.ends else None,
-            features=None if self.features is None else mine(self.features),
+            attributions=map_tensors(change, self.attributions),
+            standard_errors=map_tensors(change, self.standard_errors) if self.standard_errors else None,
+            checks={name: change(values) for name, values in self.checks.items()},
+            ends=(change(self.ends[0]), change(self.ends[1])) if self.ends else None,
+            features=None if self.features is None else change(self.features),
         )
 
 

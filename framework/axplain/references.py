@@ -93,7 +93,8 @@ def _items(given: Any, structure: Structure) -> tuple[Any, ...]:
     if isinstance(rows, dict) and "use" not in rows:
         if structure.kind != "dict" or rows.keys() != set(structure.names):
             expected = f"the keys {list(structure.names)}" if structure.kind == "dict" else "no dict: x is none"
-            raise ArgumentError("baselines", f"a dict with the keys {list(rows)} came", expected)
+            cure = 'A baseline with parameters is {"use": name, ...}.'
+            raise ArgumentError("baselines", f"a dict with the keys {list(rows)} came", expected, cure)
         items: tuple[Any, ...] = tuple(rows[name] for name in structure.names)
     elif isinstance(rows, tuple):
         items = rows
@@ -116,6 +117,8 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
         item = torch.as_tensor(item, device=x.device)
     if isinstance(item, Tensor) and item.ndim == 0:
         item = item.item()
+    if as_set and isinstance(item, Tensor) and not len(item):
+        raise ArgumentError(label, "a set without rows came", "at least one")
     plugin = _plugin(item, x, as_set, label)
     try:
         table = plugin.references(x, key)
@@ -137,24 +140,26 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
         raise ArgumentError(label, f"{table.dtype} came", f"{x.dtype}, as x")
     if table.is_floating_point() and not all_finite(table):
         raise ArgumentError(label, "NaN or inf came", "finite numbers")
+    if not x.is_floating_point() and table.is_floating_point() and bool((table != table.round()).any()):
+        raise ArgumentError(label, f"fractions came for an input of {x.dtype}", "whole numbers")
     return table.detach().to(x.dtype)
 
 
 def _plugin(item: Any, x: Tensor, as_set: bool, label: str) -> Baseline:
     """Build the baseline plugin that an item means."""
     if item is None:
-        return _build("zeros", {}, label)
+        return _build("zeros", {}, x, label)
     if isinstance(item, numbers.Real) and not isinstance(item, bool):
         if not math.isfinite(item):
             raise ArgumentError(label, f"{item} came", "a finite number")
-        return _build("value", {"value": float(item)}, label)
+        return _build("value", {"value": float(item)}, x, label)
     if isinstance(item, str):
-        return _build(item, {}, label)
+        return _build(item, {}, x, label)
     if isinstance(item, Mapping) and "use" in item:
-        return _build(item["use"], {name: value for name, value in item.items() if name != "use"}, label)
+        return _build(item["use"], {name: value for name, value in item.items() if name != "use"}, x, label)
     if isinstance(item, Tensor):
         _check_tensor(item, x, as_set, label)
-        return _build("distribution" if as_set else "tensor", {"rows": item}, label)
+        return _build("distribution" if as_set else "tensor", {"rows": item}, x, label)
     raise ArgumentError(
         label, f"{_brief(item)} came", "a number, a tensor, a callable, the name of a baseline, or { 'use': name, ... }"
     )
@@ -180,12 +185,15 @@ def _check_tensor(item: Tensor, x: Tensor, as_set: bool, label: str) -> None:
         )
 
 
-def _build(name: Any, arguments: dict[str, Any], label: str) -> Baseline:
+def _build(name: Any, arguments: dict[str, Any], x: Tensor, label: str) -> Baseline:
     if not isinstance(name, str):
         raise ArgumentError(
             label, f"{name!r} came", f"the name of a baseline: {', '.join(catalog().names('baseline'))}"
         )
     spec = catalog().find(name, "baseline")
+    if spec.requires.input_dtype == "floating" and not x.is_floating_point():
+        cure = "Of token ids give one that means nothing, such as the id of a mask token."
+        raise ArgumentError(label, f"{name!r} came for an input of {x.dtype}", "whole numbers", cure)
     plugin: Baseline = registry().build(spec, settle_values(spec, arguments, f"{label}[{{!r}}]"))
     return plugin
 

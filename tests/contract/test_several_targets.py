@@ -50,7 +50,7 @@ def test_values_are_asked_once_for_all_targets(method: str, network: Make, draw:
     one = axplain.explain(model, x, method, target=[0, 1])
     rows = {answer.cost.forward_rows for answer in axplain.explain_targets(model, x, method, targets=[[0, 1], [1, 2]])}
     assert rows == {one.cost.forward_rows}
-    assert shares_passes(settle(method, {}))
+    assert shares_passes(settle(method, {}), None)
 
 
 def test_gradients_are_asked_once_for_each_target(network: Make, draw: Make) -> None:

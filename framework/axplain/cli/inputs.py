@@ -321,6 +321,8 @@ def parse(text: str, parameter: Parameter, option: str) -> Any:
     """Return the value that a text means for a parameter; the text itself where it means none."""
     if parameter.optional and text.lower() == "none":
         return None
+    if parameter.type == "shape":
+        return _shape(text)
     if parameter.per_input and "," in text:
         single = attrs.evolve(parameter, per_input=False)
         return tuple(parse(part.strip(), single, option) for part in text.split(","))
@@ -336,6 +338,18 @@ def parse(text: str, parameter: Parameter, option: str) -> Any:
             return load_object(text, option)
         case _:
             return text
+
+
+def _shape(text: str) -> Any:
+    """Return 8 for every dimension, 3,8,8 for the last ones, or 3,8,8;4 for several inputs; else the text itself."""
+    found = []
+    for part in text.split(";"):
+        try:
+            sizes = tuple(int(size) for size in part.strip(" ()").strip(" ,").split(","))
+        except ValueError:
+            return text
+        found.append(sizes if "," in part else sizes[0])
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

@@ -165,7 +165,8 @@ def _costs(cost: CostFormula | None) -> Iterator[tuple[str, str]]:
     if cost.bound == "upper":
         yield "bound", "upper: a call may need less"
     if cost.refined_rows is not None:
-        yield "tolerance=", f"at most {cost.refined_rows.text} rows forward, and as many backward"
+        both = "" if cost.backward_rows.text == "0" else ", and as many backward"
+        yield "tolerance=", f"at most {cost.refined_rows.text} rows forward{both}"
 
 
 def _claim(claim: Claim) -> str:

@@ -37,7 +37,8 @@ def solved(z: Tensor, w: Tensor, drawn: Tensor, y: Tensor, total: Tensor) -> tup
     """Return (features, batch) coefficients and their standard errors, None where nothing was drawn.
 
     With A = Z'WZ and G = A^-1 - A^-1 1 1' A^-1 / 1' A^-1 1 the solution is G Z'Wy + A^-1 1 total / 1' A^-1 1, and the
-    error of what was drawn is the sandwich G Z' W diag(r^2) W Z G, r the residuals; `pulls` is G Z'W.
+    error of what was drawn is the sandwich G Z' W diag(r^2) W Z G n / (n - d + 1), r the residuals of n estimates;
+    `pulls` is G Z'W.
 
     Raises:
         ArgumentError: the coalitions do not tell all features apart.
@@ -66,7 +67,9 @@ def solved(z: Tensor, w: Tensor, drawn: Tensor, y: Tensor, total: Tensor) -> tup
     if torch.equal(z, 1 - z.flip(0)):  # a pair is one draw; masks are sorted, so complements mirror each other
         half = len(z) // 2
         pulls, residuals, left = pulls[:, :half], residuals[:half] - residuals.flip(0)[:half], left[:half]
-    return phi, (pulls.square() @ (left * residuals.square())).sqrt()
+    estimates = len(residuals)
+    spare = max(estimates - (features - 1), 1)  # the fit has taken up the rest: residuals are too small by this much
+    return phi, (pulls.square() @ (left * residuals.square()) * (estimates / spare)).sqrt()
 
 
 @hookimpl

@@ -81,7 +81,7 @@ def _check_rank(masks: Tensor, n: int) -> None:
     if features > 1 and count < 8 * features and int(torch.linalg.matrix_rank(masks.double())) < features:
         raise ArgumentError(
             "n_samples", f"the {count} coalitions drawn for n_samples={n} do not tell {features} features apart",
-            "more of them",
+            f"more of them: {4 * features} nearly always do",
         )  # fmt: skip
 
 
