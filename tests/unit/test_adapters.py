@@ -60,3 +60,39 @@ def test_a_model_that_reduces_its_batch_is_told_of_the_wrapper() -> None:
         axplain.explain(mean_square, torch.ones(3, 2), "feature_ablation")
     with pytest.raises(axplain.UnsupportedModel, match=r"per_batch expects one number for a batch.*\(3,\)"):
         axplain.explain(axplain.per_batch(lambda x: x.sum(1)), torch.ones(1, 3, 2), "feature_ablation")
+
+
+def error(batch: Tensor, labels: Tensor) -> Tensor:
+    return (batch.sum(1) - labels).square().mean()
+
+
+def test_labels_of_a_loss_come_with_a_row_for_each_batch() -> None:
+    batch, labels = torch.randn(4, 3, dtype=torch.float64), torch.arange(4.0, dtype=torch.float64)
+    columns = torch.arange(3).expand(1, 4, 3)
+    loss, asked = axplain.per_batch(error), {"method": "feature_ablation", "feature_mask": columns}
+    expected = axplain.explain(axplain.per_batch(lambda b: error(b, labels)), batch[None], **asked).attributions  # type: ignore[arg-type]
+    for given in ({"additional_forward_args": labels[None]}, {"forward_kwargs": {"labels": labels[None]}}):
+        found = axplain.explain(loss, batch[None], **asked, **given)  # type: ignore[arg-type]
+        torch.testing.assert_close(found.attributions, expected, rtol=1e-12, atol=1e-14)
+    drops = [error(batch, labels) - error(batch * (torch.arange(3) != column), labels) for column in range(3)]
+    torch.testing.assert_close(expected[0, 0], torch.stack(drops), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_labels_without_a_row_for_each_batch_are_refused(shared: bool) -> None:
+    """They would be handed out one by one, and the numbers would be wrong."""
+    batch, labels = torch.randn(4, 3), torch.arange(4.0)
+    given = axplain.shared(labels) if shared else labels
+    with pytest.raises(axplain.ArgumentError, match=r"additional_forward_args\[0\].*\(4,\).*unsqueeze\(0\)"):
+        axplain.explain(axplain.per_batch(error), batch[None], "feature_ablation", additional_forward_args=given)
+
+
+def test_a_loss_may_be_a_plain_number() -> None:
+    batch = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+    answer = axplain.explain(axplain.per_batch(lambda x: float(mean_square(x))), batch[None], "feature_ablation")
+    torch.testing.assert_close(answer.attributions[0], batch.square() / 2, rtol=1e-12, atol=1e-15)
+
+
+def test_an_estimator_is_no_function() -> None:
+    with pytest.raises(axplain.ArgumentError, match="predict_proba"):
+        axplain.from_numpy(3)  # type: ignore[arg-type]

@@ -99,6 +99,36 @@ def test_each_example_may_have_groups_of_its_own(method: str) -> None:
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-12)
 
 
+MORE_OR_FEWER = torch.tensor([[7, 7, 1, 2, 2], [900, 3, 3, 3, 3], [0, 1, 2, 3, 4], [5, 5, 6, 6, 5]])
+
+
+@pytest.mark.parametrize("method", [*METHODS, "leverage_shap"])
+def test_examples_may_have_more_or_fewer_groups(method: str) -> None:
+    """Each gets what it gets alone, at no more rows, also where the number of features decides what is drawn."""
+    x, more = normal(4, 5), {"n_samples": 12} if "samples" in str(axplain.describe(method).parameters) else {}
+    together = ask(product, x, MORE_OR_FEWER, method, **more)
+    rows = 0
+    for i in range(4):
+        alone = ask(product, x[i : i + 1], MORE_OR_FEWER[i : i + 1], method, **more)
+        torch.testing.assert_close(together.attributions[i : i + 1], alone.attributions, rtol=0, atol=1e-12)
+        if alone.delta is not None:
+            torch.testing.assert_close(together.difference[i : i + 1], alone.difference, rtol=1e-12, atol=1e-14)
+        rows += alone.cost.forward_rows
+    assert together.cost.forward_rows <= rows
+
+
+def test_several_targets_of_examples_with_more_or_fewer_groups() -> None:
+    x = normal(4, 5)
+
+    def both(x: Tensor) -> Tensor:
+        return torch.stack([product(x), x.sum(1)], 1)
+
+    found = axplain.explain_targets(both, x, "shapley_values", targets=[0, 1], feature_mask=MORE_OR_FEWER)
+    for target, answer in enumerate(found):
+        alone = ask(both, x, MORE_OR_FEWER, target=target)
+        torch.testing.assert_close(answer.attributions, alone.attributions, rtol=0, atol=1e-12)
+
+
 def test_groups_of_each_example_follow_it_into_blocks() -> None:
     x, masks = (
         normal(5, 4),

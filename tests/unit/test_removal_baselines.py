@@ -134,3 +134,20 @@ def _lime_of_game(model: nn.Module, ids: Tensor, pad: Tensor) -> Tensor:
 
         columns.append(attributions(game, torch.ones(1, 5, dtype=torch.float64), "lime"))
     return torch.cat(columns)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "words"),
+    [
+        ("mean", "'mean' came for an input of torch.int64"),
+        ("gaussian", "'gaussian' came for an input"),
+        (torch.full((1, 4), 2.5), "fractions came"),
+        (lambda x: x / 2 + 0.1, "fractions came"),
+        (axplain.distribution(torch.zeros(0, 4)), "a set without rows"),
+        ({"n": 3}, r'\{"use": name'),
+    ],
+)
+def test_what_cannot_stand_for_a_token_id_is_refused(baselines: Any, words: str) -> None:
+    ids = torch.tensor([[3, 1, 4, 1]])
+    with pytest.raises(axplain.ArgumentError, match=words):
+        axplain.explain(lambda ids: ids.double().sum(1), ids, "feature_ablation", baselines=baselines)
