@@ -206,6 +206,11 @@ def test_a_target_that_is_none_is_refused(text: str) -> None:
         ("0.1,2", Parameter("float", ""), "0.1,2"),
         ("saliency", Parameter("method", ""), "saliency"),
         ("json:loads", Parameter("callable", ""), json.loads),
+        ("8", Parameter("shape", "", per_input=True), 8),
+        ("3,8,8", Parameter("shape", "", per_input=True), (3, 8, 8)),
+        ("(8,)", Parameter("shape", "", per_input=True), (8,)),
+        ("3,8; 4,", Parameter("shape", "", per_input=True), ((3, 8), (4,))),
+        ("wide", Parameter("shape", ""), "wide"),
     ],
 )
 def test_a_value_is_parsed_by_the_type_that_the_spec_declares(text: str, parameter: Parameter, expected: Any) -> None:

@@ -372,16 +372,14 @@ def test_a_kept_plan_is_the_plan_that_would_be_drawn(method: str) -> None:
 
 def test_no_chunk_and_no_other_example_decides_how_long_a_tolerance_draws() -> None:
     model, x = network(9), normal(3, 9)
-    asked: dict[str, Any] = {"target": 0, "tolerance": 0.02}
-    answers = [
-        axplain.explain(model, x, "shapley_value_sampling", batch_size=size, **asked)
-        for size in (7, 100, 10_000, "auto")
-    ]
+    asked: dict[str, Any] = {"method": "shapley_value_sampling", "tolerance": 0.05}
+    sizes: tuple[Any, ...] = (7, 100, 10_000, "auto")
+    answers = [axplain.explain(model, x, batch_size=size, **asked) for size in sizes]
     assert len({answer.cost.forward_rows for answer in answers}) == 1
     for answer in answers[1:]:
         close(answer.attributions, answers[0].attributions)
-    alone = [axplain.explain(model, x[i : i + 1], "shapley_value_sampling", **asked) for i in range(3)]
+    alone = [axplain.explain(model, x[i : i + 1], **asked) for i in range(3)]
     close(answers[0].attributions, torch.cat([one.attributions for one in alone]))
     assert sum(one.cost.forward_rows for one in alone) == answers[0].cost.forward_rows
-    price = axplain.estimate(model, x, "shapley_value_sampling", **asked)
+    price = axplain.estimate(model, x, **asked)
     assert price.backward_rows == 0 and price.forward_rows >= answers[0].cost.forward_rows
