@@ -118,7 +118,7 @@ def _table(item: Any, x: Tensor, as_set: bool, label: str, key: Key) -> Tensor:
     if isinstance(item, Tensor) and item.ndim == 0:
         item = item.item()
     if as_set and isinstance(item, Tensor) and not len(item):
-        raise ArgumentError(label, "a set without rows came", "at least one")
+        raise ArgumentError(label, f"a set of shape {tuple(item.shape)} came", "at least one row")
     plugin = _plugin(item, x, as_set, label)
     try:
         table = plugin.references(x, key)

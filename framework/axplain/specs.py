@@ -128,12 +128,14 @@ class Requires:
 
     `min_dims`: least dimensions of each input, batch included. `min_batch`: least examples. `features`: what the method
     switches on and off: nothing, every element by itself, or groups of them, which `feature_mask` gives.
+    `operations`: whether the method explains models of any operations, or refuses some that it does not define.
     """
 
     input_dtype: Literal["any", "floating"] = "any"
     min_dims: int = 1
     min_batch: int = 1
     features: Literal["none", "elements", "grouped"] = "none"
+    operations: Literal["any", "some"] = "any"
 
 
 @attrs.frozen

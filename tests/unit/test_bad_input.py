@@ -184,7 +184,7 @@ BASELINES: dict[str, Bad] = {
     "a mean of nothing": ({"x": X[:, 0], "baselines": "mean"}, "baselines", "(5,)", "features to average"),
     "a blur of no picture": ({"baselines": "blur"}, "baselines", "(5, 4)", "channels and space"),
     "where none are used": ({"method": "saliency", "baselines": 0.0}, "baselines", "0.0", "uses no baselines"),
-    "an empty set": ({"baselines": axplain.distribution(X[:0])}, "baselines", "(0, 4)", "(4,), as in x"),
+    "an empty set": ({"baselines": axplain.distribution(X[:0])}, "baselines", "(0, 4)", "at least one row"),
     "sets that differ": (
         {"x": (X, X), "baselines": axplain.distribution((X[:2], X[:3]))}, "baselines[0]", "2 references", "3, as for"
     ),

@@ -143,7 +143,7 @@ def _lime_of_game(model: nn.Module, ids: Tensor, pad: Tensor) -> Tensor:
         ("gaussian", "'gaussian' came for an input"),
         (torch.full((1, 4), 2.5), "fractions came"),
         (lambda x: x / 2 + 0.1, "fractions came"),
-        (axplain.distribution(torch.zeros(0, 4)), "a set without rows"),
+        (axplain.distribution(torch.zeros(0, 4)), r"a set of shape \(0, 4\)"),
         ({"n": 3}, r'\{"use": name'),
     ],
 )

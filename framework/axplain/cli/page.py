@@ -133,6 +133,10 @@ def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
         least = f", at least {spec.requires.min_batch} examples" if spec.requires.min_batch > 1 else ""
         dims = f", at least {spec.requires.min_dims} dimensions" if spec.requires.min_dims > 1 else ""
         yield "inputs", f"tensors of {spec.requires.input_dtype} type{dims}{least}"
+    elif spec.requires.input_dtype != "any":
+        yield "inputs", f"tensors of {spec.requires.input_dtype} type"
+    if spec.requires.operations == "some":
+        yield "operations", "refuses some that it does not define"
     if spec.requires.features != "none":
         yield "features", _FEATURES[spec.requires.features]
     if spec.needs:

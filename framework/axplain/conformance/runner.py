@@ -22,7 +22,7 @@ from axplain.conformance.networks import Kind
 from axplain.conformance.report import Record
 from axplain.conformance.subject import Subject, inner_parameter
 from axplain.discovery import catalog, describe
-from axplain.errors import ArgumentError, AxplainError, MissingExtra
+from axplain.errors import ArgumentError, AxplainError, MissingExtra, UncoveredOperation
 from axplain.registry import registry
 from axplain.specs import EXPLAINS, Claim
 
@@ -231,6 +231,11 @@ def _ask_question(axiom: Axiom, question: Question, subject: Subject, claim: Cla
         ask(axiom.check, case, tally, _named(question, subject))
     except NotApplicable as nothing:
         tally.silent = str(nothing)
+        return False
+    except UncoveredOperation as refusal:
+        if subject.call.innermost.spec.requires.operations == "any":
+            raise
+        tally.silent = str(refusal)
         return False
     return True
 

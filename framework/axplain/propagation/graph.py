@@ -48,16 +48,21 @@ CHOOSING_NODES: Final = PRODUCT_NODES | {
 OURS: Final = "RuledBackward"
 
 
-def foreign_nodes(value: Tensor, leaves: tuple[Tensor, ...], seen: set[Any]) -> Iterator[str]:
+def foreign_nodes(value: Tensor, leaves: tuple[Tensor, ...], seen: set[Any], own: set[Any]) -> Iterator[str]:
     """Yield the names of the nodes between a value and the leaves that are neither ours nor linear.
 
-    `seen`: the nodes of operations that the mode let pass as linear.
+    `seen`: the nodes of operations that the mode let pass as linear. `own`: those of operations that keep their own
+    gradient.
     """
     leading = _leading(value.grad_fn, {id(leaf) for leaf in leaves})
     for node in leading.values():
         inputs = [following for following, _ in node.next_functions if following in leading]
         stem = re.sub(r"Backwards?\d*$", "", node.name().rpartition("::")[2])
-        if node.name() == OURS or (stem in LINEAR_NODES and (stem not in CHOOSING_NODES or node in seen)):
+        if (
+            node in own
+            or node.name() == OURS
+            or (stem in LINEAR_NODES and (stem not in CHOOSING_NODES or node in seen))
+        ):
             continue
         if (
             stem in PRODUCT_NODES

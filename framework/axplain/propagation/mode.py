@@ -40,7 +40,7 @@ from axplain.propagation.operations import (
     tensors_in,
     transparent,
 )
-from axplain.propagation.rules import Application, Rule, Ruled, RuleSet
+from axplain.propagation.rules import OWN_GRADIENT, Application, Rule, Ruled, RuleSet
 from axplain.propagation.tape import Kept, Reader, Tape
 from axplain.structure import Tensors
 
@@ -63,6 +63,7 @@ class PropagationMode(TorchFunctionMode):
         self._inside: list[Callable[..., Any]] = []
         self.marks = Marks()
         self._nodes: set[Any] | None = None
+        self._own: set[Any] | None = None
 
     def depend(self, tensors: Tensors) -> None:
         """Say which tensors are the seat's."""
@@ -111,6 +112,8 @@ class PropagationMode(TorchFunctionMode):
         if is_linear(name, met.places, met.arguments, met.keywords):
             inverse = name in _CARRIES_INVERSE and met.found[0][2] == "inverse"
             return self._outputs(met, self._linear(met), "inverse" if inverse else "smooth")
+        if rule is OWN_GRADIENT:
+            return self._outputs(met, self._linear(met, self._own), "smooth")
         if rule is not None and "out" not in met.keywords:
             if rule.several or met.places in ([(0,)], [("input",)]):
                 return self._ruled(met, rule)
@@ -121,11 +124,12 @@ class PropagationMode(TorchFunctionMode):
                 return result if met.written is None else met.written.copy_(result)
         return self._unruled(met)
 
-    def _linear(self, met: Met) -> Any:
+    def _linear(self, met: Met, nodes: set[Any] | None = None) -> Any:
         """Run an operation as it is, and remember which nodes it added to the graph."""
         before = {tensor.grad_fn for _, tensor in flat(met.arguments, met.keywords)}
         result = met.run()
-        self._see([*tensors_in(result), *(() if met.written is None else (met.written,))], before)
+        written = () if met.written is None else (met.written,)
+        self._see([*tensors_in(result), *written], before, self._nodes if nodes is None else nodes)
         return result
 
     def _unruled(self, met: Met) -> Any:
@@ -159,7 +163,7 @@ class PropagationMode(TorchFunctionMode):
     def _unknown(self, met: Met, why: str = "it has no rule") -> Any:
         """Refuse an operation, or take its plain gradient where that was asked for."""
         self.uncovered(met.name.name, why)
-        return self._outputs(met, met.run(), "smooth")
+        return self._outputs(met, self._linear(met, self._own), "smooth")
 
     def _outputs(self, met: Met, result: Any, mark: Mark) -> Any:
         """Mark what an operation gave, and what it wrote to."""
@@ -231,15 +235,15 @@ class PropagationMode(TorchFunctionMode):
     def _where(self) -> str:
         return module_calling(self.root)
 
-    def _see(self, results: Sequence[Tensor], before: set[Any]) -> None:
+    def _see(self, results: Sequence[Tensor], before: set[Any], nodes: set[Any] | None) -> None:
         """Note the nodes that an operation added to the graph."""
-        if self._nodes is None:
+        if nodes is None:
             return
         stack = [tensor.grad_fn for tensor in results]
         while stack:
             node = stack.pop()
-            if node is not None and node not in before and node not in self._nodes:
-                self._nodes.add(node)
+            if node is not None and node not in before and node not in nodes:
+                nodes.add(node)
                 stack.extend(edge for edge, _ in node.next_functions)
 
     @abstractmethod
@@ -274,7 +278,7 @@ class PropagationMode(TorchFunctionMode):
         if written is None:
             return type(result)((output, *others)) if others else output
         written.copy_(output)
-        self._see([written], {output.grad_fn})
+        self._see([written], {output.grad_fn}, self._nodes)
         self.marks.put(written, self.marks.of(output) or "smooth")
         self.marks.write(written)
         return written
@@ -352,7 +356,7 @@ class Following(PropagationMode):
     def __init__(self, rules: RuleSet, root: torch.nn.Module | None, notes: set[str], reader: Reader | None) -> None:
         super().__init__(rules, root, notes)
         self.reader = reader
-        self._nodes = set()
+        self._nodes, self._own = set(), set()
         self.kept = Kept()
 
     def _flows(self, tensor: Tensor) -> bool:
@@ -386,6 +390,11 @@ class Following(PropagationMode):
     def nodes(self) -> set[Any]:
         """The nodes of the graph that linear operations made."""
         return self._nodes or set()
+
+    @property
+    def own(self) -> set[Any]:
+        """The nodes of operations that keep their own gradient."""
+        return self._own or set()
 
 
 def _given(met: Met) -> Mark:

@@ -51,6 +51,7 @@ class RulePass:
     rows: Tensor | None
     notes: set[str]
     _nodes: set[Any] = attrs.field(factory=set, init=False)
+    _own: set[Any] = attrs.field(factory=set, init=False)
 
     def part(self, chunk: slice) -> RulePass:
         """Return the pass for some of its rows."""
@@ -80,6 +81,7 @@ class RulePass:
         finally:
             mode.marks.release()
         self._nodes.update(mode.nodes)
+        self._own.update(mode.own)
         if reader is not None:
             reader.finish()
 
@@ -89,8 +91,9 @@ class RulePass:
         Raises:
             UncoveredOperation: naming them.
         """
-        nodes = sorted(set(foreign_nodes(value, leaves, self._nodes)))
+        nodes = sorted(set(foreign_nodes(value, leaves, self._nodes, self._own)))
         self._nodes.clear()
+        self._own.clear()
         if nodes and self.rules.unknown == "gradient":
             self.notes.update(nodes)
         elif nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import attrs
 import torch
@@ -32,6 +32,14 @@ class Rule:
     run: Callable[..., tuple[Any, ...]] | None = None
     by_element: bool = False
     several: bool = False
+
+
+def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None]:
+    raise AssertionError("torch takes the gradient itself")
+
+
+#: The rule of operations that a set leaves as they are: torch's own gradient, by definition of the set.
+OWN_GRADIENT: Final = Rule(_never, several=True)
 
 
 class RuleSet(Protocol):

@@ -1,0 +1,79 @@
+"""Backward rules that change rectifiers alone: guided backpropagation and the deconvolutional network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import attrs
+from torch import Tensor
+
+from axplain import hookimpl
+from axplain.propagation.operations import Operation
+from axplain.propagation.rules import OWN_GRADIENT, Rule
+from axplain_plugins.propagation.secants import derivative
+
+#: Operations that cut at zero, always or where their lower bound is zero: its position and name.
+_RECTIFIERS: Final[Mapping[str, tuple[int, str] | None]] = MappingProxyType(
+    {
+        "relu": None,
+        "relu6": None,
+        "clamp": (1, "min"),
+        "clip": (1, "min"),
+        "clamp_min": (1, "min"),
+        "hardtanh": (1, "min_val"),
+    }
+)
+#: Other rectifiers, and code with rectifiers inside: the papers say nothing of them.
+_UNDEFINED: Final = frozenset(
+    {
+        *("gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "leaky_relu", "prelu", "rrelu", "hardswish"),
+        *("softshrink", "hardshrink", "threshold", "glu", "rnn_relu", "rnn_relu_cell"),
+        *("_transformer_encoder_layer_fwd", "_native_multi_head_attention"),
+    }
+)
+
+
+def guided(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
+    """Return `max(g, 0) f'(x)`: what is positive on the way back passes where the unit was active on the way there."""
+    slope = derivative(new, new.inputs[0])
+    return (gradient.clamp(min=0) * slope if _rectifies(new) else gradient * slope,)
+
+
+def deconvolved(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
+    """Return `max(g, 0)`: what is positive on the way back passes, whatever the unit did on the way there."""
+    return (gradient.clamp(min=0) if _rectifies(new) else gradient * derivative(new, new.inputs[0]),)
+
+
+def _rectifies(operation: Operation) -> bool:
+    bound = _RECTIFIERS[operation.name]
+    if bound is None:
+        return True
+    low = operation.argument(*bound)
+    return isinstance(low, int | float) and low == 0
+
+
+@attrs.frozen
+class Rectified:
+    """One rule for rectifiers; every other operation keeps its own gradient."""
+
+    multipliers: Callable[..., tuple[Tensor]]
+    unknown: Literal["refuse", "gradient"] = "refuse"
+    references: bool = False
+
+    def rule(self, operation: str) -> Rule | None:
+        if operation in _RECTIFIERS:
+            return Rule(self.multipliers)
+        return None if operation in _UNDEFINED else OWN_GRADIENT
+
+
+_RULES: Final[Mapping[str, Callable[..., tuple[Tensor]]]] = MappingProxyType(
+    {"guided_rectifiers": guided, "deconvolution_rectifiers": deconvolved}
+)
+
+
+@hookimpl
+def axplain_plugin(name: str) -> Any:
+    """Return what makes the rule set of guided backpropagation, or of deconvolution."""
+    return lambda **settings: Rectified(_RULES[name], **settings)
