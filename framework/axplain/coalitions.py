@@ -35,18 +35,21 @@ class AskCoalitions:
             self.kept = None
             self.ends.clear()
         present = points.mask.sum(1)
-        if self._all_are_new(block, points, present):
+        repeats, alone = points.repeats, block.clean is None and block.batch == 1
+        if repeats is None and (alone or (block.clean is None and bool(present.all()))):
             values = self._ask(engine, block, points.mask, None).view(len(samples), -1)
+        elif repeats is not None and alone and repeats.whole:
+            values = self._distinct(engine, block, points.mask, repeats)
         else:
             values = self._partly_known(engine, block, points, samples, present)
         self._note_ends(values, present, points.mask.shape[1])
         return Answers(value=values.flatten(), ends=self._told())
 
-    def _all_are_new(self, block: Problem, points: Points, present: Tensor) -> bool:
-        """Whether every coalition has to be asked, for every example: one example shares no reference."""
-        if points.repeats is not None or block.clean is not None:
-            return False
-        return block.batch == 1 or bool(present.all())
+    def _distinct(self, engine: Engine, block: Problem, mask: Tensor, repeats: Repeats) -> Tensor:
+        """Return (samples, targets) values of a whole plan, asking once for each coalition."""
+        distinct, place = (tensor.to(mask.device) for tensor in repeats.packed())
+        values = self._ask(engine, block, mask.index_select(0, distinct), None).view(len(distinct), -1)
+        return values.index_select(0, place)
 
     def _partly_known(self, engine: Engine, block: Problem, points: Points, samples: range, present: Tensor) -> Tensor:
         """Return (samples, batch * targets) values, asking for those alone that nothing told before."""
@@ -103,6 +106,11 @@ class AskCoalitions:
         self.kept = more if self.kept is None else concatenate([self.kept, more])
 
     def _note_ends(self, values: Tensor, present: Tensor, count: int) -> None:
+        if len(self.ends) == 2:
+            return
+        if present[:2].tolist() == [count, 0]:  # most plans begin with both ends
+            self.ends.update(clean=values[0], absent=values[1])
+            return
         for name, size in (("clean", count), ("absent", 0)):
             if name not in self.ends and len(found := (present == size).nonzero()):
                 self.ends[name] = values[int(found[0])]

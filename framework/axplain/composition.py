@@ -83,7 +83,9 @@ def _each_target(index: Tensor, targets: int) -> Tensor:
 def run_targets(call: Call, problem: Problem, engine: Engine, settings: Settings) -> list[Outcome]:
     """Explain every target of the problem: from the same passes where the method asks for values alone."""
     parts = problem.target.parts
-    if len(parts) == 1 or not shares_passes(call, settings.tolerance):
+    if len(parts) == 1:
+        return [run_method(call, problem, engine, settings)]
+    if not shares_passes(call, settings.tolerance):
         return [run_method(call, attrs.evolve(problem, target=part), engine, settings) for part in parts]
     outcome = run_method(call, problem, engine, settings)
     return [outcome.select(place, len(parts)) for place in range(len(parts))]
@@ -354,7 +356,7 @@ class _Pipeline:
         for samples, look in self._ranges(block):
             points = self.plan.draw(block, samples)
             answers = self.evaluation(self.engine, block, points, samples)
-            if answers.value is not None:
+            if answers.value is not None and answers.value.ndim > 1:
                 answers = attrs.evolve(answers, value=answers.value.flatten())
             state = self.aggregation.update(state, points, answers)
             ends = answers.ends or ends

@@ -188,7 +188,8 @@ def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
         problem = _aim(asked, engine)
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
         outcomes = run_targets(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
-        aimed = [attrs.evolve(problem, target=part) for part in problem.target.parts]
+        parts = problem.target.parts
+        aimed = [problem] if len(parts) == 1 else [attrs.evolve(problem, target=part) for part in parts]
         if asked.verify and asked.call.claims_completeness:
             warn_if_drifting(aimed[0], engine, outcomes[0])
         if callback:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
+import torch
 from torch import Tensor
 
 from axplain.structure import Tensors, map_tensors
@@ -55,10 +56,20 @@ class Repeats:
     """Which coalitions come several times: (samples,) each, on the CPU.
 
     `first`: the number of the first sample with the same mask, of the whole plan. `again`: whether a later one has it.
+    `whole`: whether these are all samples of the plan.
     """
 
     first: Tensor
     again: Tensor
+    whole: bool = True
+    _packed: list[tuple[Tensor, Tensor]] = attrs.field(factory=list, init=False)
+
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """Return, of a whole plan, the samples that come first, and where among them each sample finds its own."""
+        if not self._packed:
+            new = self.first == torch.arange(len(self.first), device="cpu")
+            self._packed.append((new.nonzero().flatten(), (new.cumsum(0) - 1)[self.first]))
+        return self._packed[0]
 
 
 @attrs.frozen(eq=False)

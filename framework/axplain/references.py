@@ -207,6 +207,8 @@ def _join(tables: list[Tensor], labels: tuple[str, ...], batch: int, device: tor
             raise ArgumentError(
                 label, f"{table.shape[1]} references came", f"{count}, as for the other inputs", "Rows belong together."
             )
+    if owners == count == 1:
+        return References(tuple(table[0] for table in tables), torch.zeros(batch, 1, dtype=torch.long, device=device))
     rows = tuple(t.expand(owners, count, *t.shape[2:]).reshape(owners * count, *t.shape[2:]) for t in tables)
     index = torch.arange(owners * count, device=device).view(owners, count)
     return References(rows, index.expand(batch, count))

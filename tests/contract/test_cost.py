@@ -104,7 +104,8 @@ def test_automatic_chunks_cost_one_measurement_of_five_rows_per_model(case: Case
     x, model = draw(BATCH, 4), network()
     first, second = Counter(model), Counter(model)
     answer = case(first, x, target=1)
-    once = 5 + (3 if case.by_rules and case.baseline != "none" else 0)  # sets that compare also look at a pass of one row and at one of two
+    compares = case.by_rules and case.baseline != "none"
+    once = 5 + (3 if compares else 0)  # sets that compare also look at a pass of one row and at one of two
     assert first.forward - answer.cost.forward_rows - answer.cost.check_rows == once
     again = case(first, x, target=1)
     assert again.cost == answer.cost

@@ -13,6 +13,7 @@ from torch import Tensor
 from axplain import ArgumentError, hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Coefficients, Points
+from axplain_plugins.removal.memory import drawn_once, kept
 
 
 @attrs.frozen
@@ -31,9 +32,12 @@ class AllCoalitions:
                 f"at least 2^{features}",
                 "Use shapley_value_sampling or kernel_shap, or group elements with feature_mask.",
             )
+        return kept(2**features * features, AllCoalitions._plan, self, features, problem.device)
+
+    def _plan(self, features: int, device: torch.device) -> AllPlan:
         weights = [_WEIGHTS[self.value](size, features) for size in range(features)]
         both = [[0.0, *weights], [*(-weight for weight in weights), 0.0]]
-        return AllPlan(2**features, features, torch.tensor(both, dtype=torch.float64, device=problem.device))
+        return AllPlan(2**features, features, torch.tensor(both, dtype=torch.float64, device=device))
 
 
 def _shapley(size: int, features: int) -> float:
@@ -58,7 +62,9 @@ class AllPlan:
     features: int
     weights: Tensor
     columns: Tensor | None = None
+    whole: dict[torch.device, Points] = attrs.field(factory=dict)
 
+    @drawn_once
     def draw(self, block: Problem, samples: range) -> Points:
         own = torch.arange(samples.start, samples.stop, device=block.device)
         code = (own - 1) % self.count

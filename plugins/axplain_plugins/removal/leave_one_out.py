@@ -11,6 +11,7 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Coefficients, Points
+from axplain_plugins.removal.memory import drawn_once, kept
 
 
 @attrs.frozen
@@ -18,17 +19,20 @@ class LeaveOneOut:
     """Sample 0 is x; sample 1 + f is x without feature f, whose drop is the feature's attribution."""
 
     def plan(self, problem: Problem) -> LeaveOneOutPlan:
-        return LeaveOneOutPlan(problem.features().count + 1, problem.features().count)
+        features = problem.features().count
+        return kept(features * (features + 1), LeaveOneOutPlan, features + 1, features)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class LeaveOneOutPlan:
     """One sample more than there are features."""
 
     count: int
     features: int
     columns: Tensor | None = None
+    whole: dict[torch.device, Points] = attrs.field(factory=dict)
 
+    @drawn_once
     def draw(self, block: Problem, samples: range) -> Points:
         device = block.device
         own = torch.arange(samples.start, samples.stop, device=device)

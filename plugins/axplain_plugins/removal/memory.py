@@ -4,13 +4,54 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import Final, TypeVar, cast
+from typing import Final, Protocol, TypeVar, cast
+
+import torch
+
+from axplain.problem import Problem
+from axplain.protocols import Points
 
 #: Plans of more numbers than this are drawn anew: a kept one takes about a megabyte at most.
 MOST_NUMBERS: Final = 2**16
 MOST_PLANS: Final = 8
 
 T = TypeVar("T")
+
+
+class Keeping(Protocol):
+    """A plan whose points are the same for every block: all of them are kept by device, where they are few."""
+
+    @property
+    def whole(self) -> dict[torch.device, Points]:
+        """What is kept."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Samples per example."""
+        ...
+
+    @property
+    def features(self) -> int:
+        """How many features there are."""
+        ...
+
+
+P = TypeVar("P", bound=Keeping)
+
+
+def drawn_once(draw: Callable[[P, Problem, range], Points]) -> Callable[[P, Problem, range], Points]:
+    """Keep the points of a small plan that is drawn whole."""
+
+    @functools.wraps(draw)
+    def drawn(plan: P, block: Problem, samples: range) -> Points:
+        if len(samples) < plan.count or plan.count * plan.features > MOST_NUMBERS:
+            return draw(plan, block, samples)
+        if block.device not in plan.whole:
+            plan.whole[block.device] = draw(plan, block, samples)
+        return plan.whole[block.device]
+
+    return drawn
 
 
 def kept(numbers: int, make: Callable[..., T], *key: Hashable) -> T:

@@ -12,7 +12,7 @@ from axplain import hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Coefficients, Points, Repeats
 from axplain.randomness import Key
-from axplain_plugins.removal.memory import kept
+from axplain_plugins.removal.memory import drawn_once, kept
 from axplain_plugins.removal.repeats import repeats_of_prefixes, shifted, within
 
 
@@ -55,6 +55,11 @@ class WalkPlan:
     shares: Tensor
     repeats: Repeats | None
     columns: Tensor | None = None
+    whole: dict[torch.device, Points] = attrs.field(factory=dict)
+
+    @property
+    def features(self) -> int:
+        return self.orders.shape[1]
 
     @classmethod
     def of(cls, orders: Tensor, each: int) -> WalkPlan:
@@ -66,6 +71,7 @@ class WalkPlan:
             shares[-(walks % each) :] = 1.0 / (walks % each)
         return cls(2 + walks * (features - 1), orders, ranks, each, shares, repeats)
 
+    @drawn_once
     def draw(self, block: Problem, samples: range) -> Points:
         features = self.orders.shape[1]
         steps = torch.arange(max(samples.start, 2), max(samples.stop, 2), device="cpu") - 2

@@ -92,6 +92,7 @@ def shifted(repeats: Repeats | None, before: int) -> Repeats | None:
 
 def within(repeats: Repeats | None, samples: range) -> Repeats | None:
     """Return the part about a range of samples."""
-    if repeats is None:
-        return None
-    return Repeats(repeats.first[samples.start : samples.stop], repeats.again[samples.start : samples.stop])
+    if repeats is None or len(samples) == len(repeats.first):
+        return repeats
+    rows = slice(samples.start, samples.stop)
+    return Repeats(repeats.first[rows], repeats.again[rows], whole=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from axplain import ArgumentError, hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Coefficients, Points
+from axplain_plugins.removal.memory import kept
 
 Shape = int | tuple[int, ...]
 
@@ -27,18 +28,21 @@ class SlidingWindow:
     stride: Shape | tuple[Shape, ...] | None = None
 
     def plan(self, problem: Problem) -> WindowPlan:
-        shapes = [tuple(tensor.shape[1:]) or (1,) for tensor in problem.inputs]  # a number is one element
+        shapes = tuple(tuple(tensor.shape[1:]) or (1,) for tensor in problem.inputs)  # a number is one element
+        return kept(sum(map(math.prod, shapes)), SlidingWindow._plan, self, shapes, problem.device)
+
+    def _plan(self, shapes: tuple[tuple[int, ...], ...], device: torch.device) -> WindowPlan:
         windows = _per_input(self.window, shapes, "window")
         strides = windows if self.stride is None else _per_input(self.stride, shapes, "stride")
         inside = []
         for shape, window, stride in zip(shapes, windows, strides, strict=True):
             _check(shape, window, stride)
             sizes = zip(shape, window, stride, strict=True)
-            inside.append([_membership(*size).to(problem.device) for size in sizes])
+            inside.append([_membership(*size).to(device) for size in sizes])
         return WindowPlan.of(inside)
 
 
-def _per_input(given: Any, shapes: list[tuple[int, ...]], name: str) -> list[tuple[int, ...]]:
+def _per_input(given: Any, shapes: tuple[tuple[int, ...], ...], name: str) -> list[tuple[int, ...]]:
     """Return a full shape for each input; see `_full`."""
     several = isinstance(given, tuple) and any(isinstance(item, tuple) for item in given)
     each = given if several else (given,) * len(shapes)

@@ -28,14 +28,14 @@ class Surrogate:
             _estimator()
 
     def start(self, block: Problem, plan: Plan) -> Table:
-        return Table()
+        return Table(plan)
 
     def update(self, state: Table, points: Points, answers: Answers) -> Table:
         state.add(points, answers)
         return state
 
     def finish(self, state: Table, block: Problem) -> Reduced:
-        z, w, _, v = state.whole(block)
+        (z, w, _), v = state.design(), state.whole_values()
         if self.kind == "lasso":
             b = _lasso(z, w, v, self.alpha)
         else:

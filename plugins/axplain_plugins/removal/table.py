@@ -6,14 +6,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain.problem import Problem
-from axplain.protocols import Answers, Points
+from axplain.protocols import Answers, Plan, Points
 
 
 @attrs.frozen(eq=False)
 class Table:
     """Masks (samples, features), weights and marks of what was drawn (samples,), values (samples, batch)."""
 
+    plan: Plan
     masks: list[Tensor] = attrs.field(factory=list)
     weights: list[Tensor] = attrs.field(factory=list)
     drawn: list[Tensor] = attrs.field(factory=list)
@@ -30,8 +30,12 @@ class Table:
         if answers.ends is not None and not self.ends:
             self.ends.append(answers.ends)
 
-    def whole(self, block: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return masks as numbers, weights, marks and values."""
-        wide = torch.float32 if block.device.type == "mps" else torch.float64
-        masks = torch.cat(self.masks).to(wide)
-        return masks, torch.cat(self.weights).to(wide), torch.cat(self.drawn), torch.cat(self.values).to(wide)
+    def design(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return masks as numbers, weights and marks."""
+        wide = torch.float32 if self.masks[0].device.type == "mps" else torch.float64
+        return torch.cat(self.masks).to(wide), torch.cat(self.weights).to(wide), torch.cat(self.drawn)
+
+    def whole_values(self) -> Tensor:
+        """Return all values, (samples, batch)."""
+        wide = torch.float32 if self.values[0].device.type == "mps" else torch.float64
+        return torch.cat(self.values).to(wide)
