@@ -459,3 +459,55 @@ def test_saved_and_loaded_like_any_other(tmp_path: Any) -> None:
     assert torch.equal(loaded.attributions["right"], found.attributions["right"])
     assert loaded.provenance["layer"] == found.provenance["layer"]
     assert {feature.input for feature in found.top(6)} <= {"x['left']", "x['right']"}
+
+
+class Switched(nn.Module):
+    """Uses more of what is before the layer once a switch is on, and may hand it out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.multiplies = self.returns = False
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.tanh(self.first(x))
+        ramp = torch.arange(4, dtype=x.dtype).mul(0.1)
+        out = torch.tanh(self.layer(h)) + ramp.add_(0.1)  # writes over a constant that was made before the layer
+        out = self.last(out * h if self.multiplies else out)
+        return {"logits": out, "hidden": h} if self.returns else out
+
+
+@pytest.mark.parametrize("switch", ["multiplies", "returns"])
+def test_a_model_that_changes_between_calls_is_explained_as_it_is(switch: str) -> None:
+    model = made(Switched)
+    first = axplain.explain(model, X, "integrated_gradients", layer="layer", target=0, batch_size=4)
+    setattr(model, switch, True)
+    found = axplain.explain(model, X, "integrated_gradients", layer="layer", target=0, batch_size=4)
+    h = torch.tanh(model.first(X)).detach()
+    away = torch.tanh(model.first(torch.zeros(1, 4, dtype=torch.float64))).detach()
+
+    def tail(s: Tensor, h: Tensor) -> Tensor:
+        shifted = torch.tanh(s) + torch.arange(4) * 0.1 + 0.1
+        out: Tensor = model.last(shifted * h if switch == "multiplies" else shifted)
+        return out
+
+    expected = axplain.explain(
+        tail, model.layer(h).detach(), "integrated_gradients", baselines=model.layer(away).detach(),
+        target=0, additional_forward_args=h,
+    )  # fmt: skip
+    close(found.attributions, expected.attributions)
+    assert torch.allclose(found.attributions, first.attributions) == (switch == "returns")
+
+
+def test_two_functions_of_one_name_are_not_taken_for_one_target() -> None:
+    model = made(Switched)
+    model.returns = True
+
+    def target(name: str) -> Callable[[Any], Tensor]:
+        return lambda raw: raw[name][:, 0]
+
+    inside = axplain.explain(model, X, "integrated_gradients", layer="first", target=target("hidden"))
+    assert inside.delta is not None
+    with pytest.raises(axplain.ArgumentError, match="does not depend on layer 'layer'"):
+        axplain.explain(model, X, "integrated_gradients", layer="layer", target=target("hidden"))
+    assert axplain.explain(model, X, "integrated_gradients", layer="layer", target=target("logits")).delta is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from axplain.errors import ArgumentError
 from axplain.memory import remembered
-from axplain.problem import Problem, References
+from axplain.problem import Arguments, Problem, References
 from axplain.propagation.operations import differentiable
 from axplain.randomness import Key
 from axplain.references import resolve_references
@@ -18,6 +18,7 @@ from axplain.seats.sites import Site, hooked
 from axplain.seats.trace import Trace, Tracing
 from axplain.specs import BaselineKind
 from axplain.structure import Structure, Tensors, map_tensors
+from axplain.targets import CallableTarget
 
 #: Two passes of these sizes tell where the rows lie.
 ROWS: Final = (1, 2)
@@ -96,15 +97,26 @@ class Seating:
 
 
 def survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
-    """Find the slots of some sites, once for each model, shape of input and kind of target.
+    """Find the slots of some sites, once for each model, shape of input and target that is no function.
 
     Raises:
         ArgumentError: a layer is never reached, runs after the target, or holds nothing that can be explained.
     """
-    shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
-    key = ("seat", sites, shapes, problem.device, type(problem.target), str(problem.target.describe()))
+    if any(isinstance(part, CallableTarget) for part in problem.target.parts):
+        return _survey(problem, sites)  # no key would tell what else another function reads
+    shapes = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in problem.inputs)
+    key = ("seat", sites, shapes, _kinds(problem.arguments), type(problem.target), str(problem.target.describe()))
     found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites))
     return found
+
+
+def _kinds(arguments: Arguments) -> tuple[Any, ...]:
+    """Return what a model might decide by: its other arguments, tensors by their shape."""
+    everything: dict[Any, Any] = {**dict(enumerate(arguments.positional)), **arguments.keyword}
+    return tuple(
+        (name, (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)[:200])
+        for name, value in everything.items()
+    )
 
 
 def _survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:

@@ -44,9 +44,11 @@ class TailModel(Model):
             tensors = dict(zip(self.seating.used, map(_back, kept, self.seating.axes), strict=True))
             try:
                 with Skipping(self.seating.trace, tensors, len(inputs[0])) as mode:
-                    return self._run(inputs, given, (more, keyword), mode.reach)
+                    raw = self._run(inputs, given, (more, keyword), mode.reach)
+                mode.check(raw)
+                return raw
             except Diverged:
-                pass  # which operations run depends on the data: in full, then
+                pass  # it takes another way than the trace, or uses more of what is before the seat: in full, then
         return self._run(inputs, given, (more, keyword), lambda: None)
 
     def _run(self, rows: Tensors, given: Tensors, rest: Any, reach: Callable[[], None]) -> Any:
@@ -172,4 +174,5 @@ def _forth(tensor: Tensor, axis: int | None) -> Tensor:
 
 
 def _back(tensor: Tensor, axis: int | None) -> Tensor:
-    return tensor if axis is None else tensor.movedim(0, axis)
+    """Put the rows where they were; what has none is every pass's own copy, which the model may write to."""
+    return tensor.clone() if axis is None else tensor.movedim(0, axis)

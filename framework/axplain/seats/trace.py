@@ -257,12 +257,19 @@ class Skipping(TorchFunctionMode):
         super().__init__()
         self.trace, self.kept, self.rows = trace, kept, rows
         self.position, self.reached = 0, False
+        self._blanks: dict[int, Tensor] = {}
 
     def reach(self) -> None:
         """Go on in earnest."""
         if self.position != len(self.trace.fewer):
             raise Diverged
         self.reached = True
+
+    def check(self, values: Any) -> None:
+        """Raise where something has no numbers: the model has come to use what it did not use in the trace."""
+        for leaf in tree_flatten(values)[0]:
+            if id(leaf) in self._blanks:
+                raise Diverged
 
     def __torch_function__(
         self,
@@ -274,6 +281,8 @@ class Skipping(TorchFunctionMode):
         """Answer, or run what comes behind the seat."""
         kwargs = kwargs or {}
         if self.reached:
+            if name_of(func).name not in ABOUT | SHAPED | LIKE:
+                self.check((args, kwargs))
             return func(*args, **kwargs)
         check_step(self.trace, self.position, func)
         one, two = self.trace.fewer[self.position], self.trace.more[self.position]
@@ -293,7 +302,9 @@ class Skipping(TorchFunctionMode):
         if place in self.kept:
             return self.kept[place]
         if isinstance(one, Tensor):
-            return _blank(one, [self._number(a, b) for a, b in zip(one.shape, two.shape, strict=True)])
+            blank = _blank(one, [self._number(a, b) for a, b in zip(one.shape, two.shape, strict=True)])
+            self._blanks[id(blank)] = blank
+            return blank
         return one if one == two else self._number(one, two)
 
     def _number(self, one: int, two: int) -> int:
