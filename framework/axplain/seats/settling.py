@@ -10,7 +10,9 @@ from axplain.groups import resolve_groups
 from axplain.guard import occupied, untouched
 from axplain.parameters import sized
 from axplain.problem import Problem, References
-from axplain.seats.seating import Seating, structure_at, survey
+from axplain.seats.seating import Seating, structure_at
+from axplain.seats.survey import survey
+from axplain.seats.tail import resolved_at
 from axplain.structure import Tensors
 from axplain.targets import PredictedTarget
 
@@ -70,7 +72,8 @@ def references_of(asked: Question) -> int:
         return 0
     if callable(problem.seating.baselines) and not isinstance(problem.seating.baselines, torch.Tensor):
         return 1
-    resolved = problem.seating.resolve(_like(problem.seating, problem.batch, problem.device), problem.key)
+    like = _like(problem.seating, problem.batch, problem.device)
+    resolved = resolved_at(problem.seating, like, problem.key)
     return resolved.count if resolved is not None else 0
 
 

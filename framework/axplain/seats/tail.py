@@ -17,6 +17,8 @@ from axplain.engine import Engine
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.model import Model
 from axplain.problem import Arguments, Problem, References
+from axplain.randomness import Key
+from axplain.references import resolve_references
 from axplain.seats.seating import Seating, Slot
 from axplain.seats.sites import hooked
 from axplain.seats.trace import Diverged, Keeping, Skipping
@@ -109,7 +111,7 @@ def _references(problem: Problem, engine: Engine, values: Tensors) -> References
     seating, references = problem.seating, problem.references
     assert seating is not None, "asked for problems that have a seat"
     if seating.baselines is not None:
-        return seating.resolve(values, problem.key)
+        return resolved_at(seating, values, problem.key)
     if references is None:
         return None
     if not problem.arguments.follow:
@@ -120,6 +122,12 @@ def _references(problem: Problem, engine: Engine, values: Tensors) -> References
     of = problem.everyone().repeat_interleave(references.count)
     own = torch.arange(len(index), device=index.device).view_as(references.index)
     return References(_carry(problem, engine, rows, of)[0], own)
+
+
+def resolved_at(seating: Seating, values: Tensors, key: Key) -> References | None:
+    """Turn baselines that were given as values of the seat into references."""
+    x, kind, structure = seating.structure.pack(values), seating.baseline_kind, seating.structure
+    return resolve_references(seating.baselines, kind, x, values, structure, key.at("baselines"), seating.method)
 
 
 def _carry(
