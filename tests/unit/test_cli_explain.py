@@ -503,3 +503,25 @@ def test_a_check_of_ones_own_model_leaves_the_path_of_imports_as_before(name: st
     asked = ("--model", f"toy_models:{name}", "--input", "x.npy", "--axiom", "clean_model")
     run("check", "saliency", *asked, status=status)
     assert sys.path == before and "toy_models" in sys.modules
+
+
+def test_windows_and_masks_are_what_they_are_in_python(folder: Path) -> None:
+    found = explain("-p", "window=2", "-p", "stride=1,", "--target", "1", method="occlusion")
+    assert_same(found, axplain.explain(toy("make")(), inputs(), "occlusion", window=2, stride=(1,), target=1))
+    np.save("mask.npy", np.array([0, 0, 1, 1]))
+    (folder / "mask.csv").write_text("0,0,1,1\n0,1,1,1\n", "utf-8")
+    shared, own = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    for file, mask in (("mask.npy", shared), ("mask.csv", own)):
+        found = explain("--feature-mask", file, "--target", "1", method="shapley_values")
+        assert_same(found, axplain.explain(toy("make")(), inputs(), "shapley_values", feature_mask=mask, target=1))
+    (folder / "half.csv").write_text("0,0.5,1,1\n", "utf-8")
+    assert "one array of whole numbers" in refused("--feature-mask", "half.csv", method="shapley_values")
+
+
+def test_layers_are_what_they_are_in_python(folder: Path) -> None:
+    found = explain("--layer", "0", "--target", "1", model="dropping")
+    expected = axplain.explain(toy("dropping")().eval(), inputs().float(), layer="0", target=1)
+    assert found.attributions.shape == expected.attributions.shape == (2, 3)
+    assert found.provenance["layer"] == "layer '0'"
+    asked = ("explain", "saliency", "--model", "toy_models:dropping", "--input", "x.npy", "--layer", "7")
+    assert "layer '7' came; expected one of 0, 1." in run(*asked, status=1).stderr

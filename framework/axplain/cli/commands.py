@@ -225,6 +225,13 @@ def _output(context: click.Context, option: click.Parameter, path: Path | None) 
     help="A parameter of METHOD, as `axplain show METHOD` lists them. inner.NAME=VALUE reaches the method inside; "
     "noise.NAME, baselines.NAME and modality.NAME reach those.",
 )
+@click.option("--layer", multiple=True, metavar="NAME", help="Explain what a layer returns; several are one seat.")
+@click.option(
+    "--feature-mask",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Whole numbers shaped like one example, or one mask for each: elements with one number are one feature.",
+)
 @click.option("--noise", metavar="MODE", help="A noise mode around METHOD.")
 @click.option("--modality", metavar="NAME", help="How to read inputs that are no arrays, such as image.")
 @click.option("--transform", metavar="PKG.MOD:FUNCTION", help="The model's own preprocessing, for --modality.")

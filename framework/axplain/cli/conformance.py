@@ -83,7 +83,9 @@ def _own_question(context: click.Context, names: Sequence[str], options: dict[st
         raise click.UsageError("--model and --input belong together.")
     if len(names) != 1:
         raise click.UsageError("a model of your own is asked about one METHOD at a time.")
-    absent = dict.fromkeys(("noise", "modality", "transform", "batch_size", "tolerance", "seed"))
+    absent = dict.fromkeys(
+        ("layer", "feature_mask", "noise", "modality", "transform", "batch_size", "tolerance", "seed")
+    )
     context.with_resource(importable(os.getcwd()))  # until the command ends: a model may import when it is asked
     call, _, _ = read_call(names[0], {**options, **absent, "pairs": options["given"], "no_verify": True})
     return {name: value for name, value in call.items() if name not in ("method", "verify")}

@@ -392,11 +392,28 @@ def read_call(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], 
     call["x"] = inputs.x
     call["baselines"] = options["baselines"] and parse_baselines(options["baselines"], settings, frame)
     settings.check_all_taken()
+    layers = options["layer"] or ()
+    call["layer"] = None if not layers else layers[0] if len(layers) == 1 else list(layers)
+    call["feature_mask"] = options["feature_mask"] and _mask(options["feature_mask"], inputs.x)
     call |= {name: options[name] for name in ("batch_size", "tolerance", "seed")}
     call = {name: value for name, value in call.items() if value is not None}
     if options["seed"] == "fresh":
         call["seed"] = None
-    return call | {"verify": not options["no_verify"]}, inputs.columns, inputs.notes
+    columns = inputs.columns if not layers else ()
+    return call | {"verify": not options["no_verify"]}, columns, inputs.notes
+
+
+def _mask(path: Path, x: Any) -> Tensor:
+    """Return a mask of whole numbers, (1, ...) where the file has one for all examples.
+
+    Raises:
+        ArgumentError: the file holds fractions, or several arrays.
+    """
+    mask = _read(path, "--feature-mask")[0]
+    if not isinstance(mask, Tensor) or (mask.is_floating_point() and not torch.equal(mask, mask.round())):
+        raise ArgumentError("--feature-mask", f"{path} came", "one array of whole numbers")
+    like = next(_tensors(x), mask)
+    return mask.long() if mask.ndim == like.ndim else mask.long().unsqueeze(0)
 
 
 def _modality(options: Mapping[str, Any], settings: Settings) -> Any:
