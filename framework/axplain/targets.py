@@ -6,7 +6,6 @@ Or several of them, from the same passes.
 from __future__ import annotations
 
 import numbers
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.model import Model, output_tensor
-from axplain.seats.sites import find_layer
+from axplain.seats.sites import Seat, Site, hooked, resolve_site
 
 
 class Target(Protocol):
@@ -235,16 +234,20 @@ class SeveralTargets:
 class Neuron:
     """One unit of a layer, for `explain(target=...)`; make it with `axplain.neuron(layer, index)`."""
 
-    layer: torch.nn.Module | str
+    layer: torch.nn.Module | str | Seat
     index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
 
 
-def neuron(layer: torch.nn.Module | str, index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]) -> Neuron:
+def neuron(
+    layer: torch.nn.Module | str | Seat, index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
+) -> Neuron:
     """Explain a unit of a layer instead of an output: `explain(model, x, target=neuron("features.3", (7, 2, 2)))`.
 
     Args:
-        layer: a module of the model or its dotted name; it must run exactly once in a forward pass.
-        index: the unit behind the batch dimension; slices are summed over; or a callable from the layer's output,
+        layer: a module of the model or its dotted name; it must run exactly once in a forward pass. Or
+            `axplain.seat(layer, of="input", call=1, item=0)`: what it is given, one of several calls, one of several
+            tensors; of several the first one is meant where nothing is said.
+        index: the unit behind the batch dimension; slices are summed over; or a callable from the layer's value,
             (batch, ...), to (batch,).
     """
     return Neuron(layer, index)
@@ -252,10 +255,9 @@ def neuron(layer: torch.nn.Module | str, index: int | tuple[int | slice, ...] | 
 
 @attrs.frozen(eq=False)
 class NeuronTarget(_Same):
-    """Selects a unit from what `layer` returned during the model's pass."""
+    """Selects a unit from what a layer returned, or was given, during the model's pass."""
 
-    layer: torch.nn.Module
-    name: str
+    site: Site
     index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
     _seen: list[Tensor] = attrs.field(factory=list)
 
@@ -264,8 +266,8 @@ class NeuronTarget(_Same):
         seen = self._seen
         if len(seen) != 1:
             raise UnsupportedModel(
-                f"target: layer {self.name!r} ran {len(seen)} times in one forward pass; a neuron's layer runs exactly "
-                "once. Choose a layer that does."
+                f"target: {self.site} ran {len(seen)} times in one forward pass; a neuron's layer runs exactly once. "
+                "Choose a layer that does, or one call of it: axplain.seat(layer, call=0)."
             )
         output = rows_of(seen[0], len(index))
         if callable(self.index):
@@ -275,13 +277,14 @@ class NeuronTarget(_Same):
 
     def _pick(self, output: Tensor) -> Tensor:
         wanted = self.index if isinstance(self.index, tuple) else (self.index,)
+        verb = "returns" if self.site.of == "output" else "is given"
         if len(wanted) != output.ndim - 1:
             raise ArgumentError(
                 "target",
-                f"neuron index {self.index!r} came and layer {self.name!r} returns {tuple(output.shape)}",
+                f"neuron index {self.index!r} came and layer {self.site.name!r} {verb} {tuple(output.shape)}",
                 f"{output.ndim - 1} indices, one for each dimension after the batch",
             )
-        inside = f"indices inside {tuple(output.shape[1:])}, the output of layer {self.name!r}"
+        inside = f"indices inside {tuple(output.shape[1:])}, the {self.site.of} of layer {self.site.name!r}"
         try:
             picked = output[(slice(None), *wanted)]
         except IndexError as error:
@@ -292,23 +295,33 @@ class NeuronTarget(_Same):
 
     def describe(self) -> Any:
         """Return the target as JSON can hold it."""
-        return f"neuron {self.name}[{self.index if not callable(self.index) else 'callable'}]"
+        site, index = self.site, "callable" if callable(self.index) else self.index
+        words = [site.name, "input" if site.of == "input" else "", "" if site.call is None else f"call {site.call}"]
+        words.append("" if site.item is None else f"item {site.item}")
+        return f"neuron {' '.join(filter(None, words))}[{index}]"
 
     @contextmanager
     def watching(self, model: Model) -> Iterator[None]:
-        """Keep what the layer returns while one pass runs."""
-        owner = threading.get_ident()
+        """Keep the layer's value while one pass runs."""
 
-        def see(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() == owner:  # a pass that another thread makes is none of ours
-                self._seen.append(output_tensor(output).clone())  # the next layer may write over it
+        def see(site: int, call: int, leaves: list[Any]) -> None:
+            self._seen.append(self._value(leaves).clone())  # the next layer may write over it
 
-        handle = self.layer.register_forward_hook(see)
         try:
-            yield
+            with hooked((self.site,), see):
+                yield
         finally:
-            handle.remove()
             self._seen.clear()
+
+    def _value(self, leaves: list[Any]) -> Tensor:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not tensors:  # an object that is no container of torch's
+            return output_tensor(leaves[0] if leaves else None)
+        item = self.site.item or 0
+        if item >= len(tensors):
+            came = f"item={item} came and {self.site} has {len(tensors)} tensors"
+            raise ArgumentError("target", came, f"an item below {len(tensors)}")
+        return tensors[item]
 
 
 def rows_of(output: Tensor, rows: int) -> Tensor:
@@ -343,5 +356,4 @@ def resolve_neuron(unit: Neuron, model: Model) -> NeuronTarget:
         raise ArgumentError(
             "target", "a neuron came and the model is a plain callable", "a torch.nn.Module as the model"
         )
-    name, layer = find_layer(unit.layer, module, "target")
-    return NeuronTarget(layer, name, unit.index)
+    return NeuronTarget(resolve_site(unit.layer, module, "target"), unit.index)

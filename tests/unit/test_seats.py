@@ -511,3 +511,38 @@ def test_two_functions_of_one_name_are_not_taken_for_one_target() -> None:
     with pytest.raises(axplain.ArgumentError, match="does not depend on layer 'layer'"):
         axplain.explain(model, X, "integrated_gradients", layer="layer", target=target("hidden"))
     assert axplain.explain(model, X, "integrated_gradients", layer="layer", target=target("logits")).delta is not None
+
+
+def test_a_neuron_of_one_call_of_an_input_or_of_an_item() -> None:
+    model = made(Shared)
+    for call in range(3):
+        unit = axplain.neuron(axplain.seat("layer", call=call), 2)
+        found = axplain.explain(model, X, "input_x_gradient", target=unit)
+        expected = axplain.explain(lambda x, call=call: unit_of(model, call, x), X, "input_x_gradient")
+        close(found.attributions, expected.attributions)
+        assert found.target == f"neuron layer call {call}[2]"
+    with pytest.raises(axplain.UnsupportedModel, match=r"ran 3 times.*axplain.seat\(layer, call=0\)"):
+        axplain.explain(model, X, "saliency", target=axplain.neuron("layer", 2))
+    given = axplain.explain(model, X, "saliency", target=axplain.neuron(axplain.seat("last", of="input"), 1))
+    logit = axplain.explain(model, X, "saliency", target=1)
+    close(given.attributions * 2, logit.attributions)
+    recurrent = made(Recurrent)
+    first = axplain.explain(recurrent, X, "saliency", target=axplain.neuron(axplain.seat("core", item=0), (0, 2)))
+    output = axplain.explain(recurrent, X, "saliency", target=axplain.neuron("core", (0, 2)))
+    close(first.attributions, output.attributions)
+    with pytest.raises(axplain.ArgumentError, match="item=5 came and layer 'core' has 3 tensors"):
+        axplain.explain(recurrent, X, "saliency", target=axplain.neuron(axplain.seat("core", item=5), 0))
+
+
+def unit_of(model: Any, call: int, x: Tensor) -> Tensor:
+    h: Tensor = model.layer(x)
+    for k in range(call):
+        h = model.layer(torch.relu(h) + 0.3 * (k == 1)) if k == 0 else model.layer(torch.relu(h + 0.3))
+    return h[:, 2]
+
+
+def test_a_neuron_of_the_layer_itself_is_the_seat() -> None:
+    found = axplain.explain(MODEL, X, "input_x_gradient", layer="head", target=axplain.neuron("head", 3))
+    expected = torch.zeros(3, 6, dtype=torch.float64)
+    expected[:, 3] = MODEL.head(X)[:, 3].detach()
+    close(found.attributions, expected)

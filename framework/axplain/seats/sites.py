@@ -89,20 +89,26 @@ def resolve_sites(given: Any, model: Model) -> tuple[Site, ...]:
     module = model.module
     if module is None:
         raise ArgumentError("layer", "a layer came and the model is a plain callable", "a torch.nn.Module as the model")
-    sites = tuple(_site(item if isinstance(item, Seat) else Seat(item), module) for item in several)
+    sites = tuple(resolve_site(item, module, "layer") for item in several)
     twice = next((site for i, site in enumerate(sites) if site in sites[:i]), None)
     if twice is not None:
         raise ArgumentError("layer", f"{twice} came twice", "each once")
     return sites
 
 
-def _site(given: Seat, model: torch.nn.Module) -> Site:
-    name, layer = find_layer(given.layer, model, "layer")
+def resolve_site(layer: Any, model: torch.nn.Module, argument: str) -> Site:
+    """Find one layer: a module, a name or a seat.
+
+    Raises:
+        ArgumentError: the model has no such layer, or the seat is none.
+    """
+    given = layer if isinstance(layer, Seat) else Seat(layer)
+    name, layer = find_layer(given.layer, model, argument)
     if given.of not in ("output", "input"):
-        raise ArgumentError("layer", f"of={given.of!r} came", '"output" or "input"')
+        raise ArgumentError(argument, f"of={given.of!r} came", '"output" or "input"')
     for what, number in (("call", given.call), ("item", given.item)):
         if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
-            raise ArgumentError("layer", f"{what}={number!r} came", "a whole number from 0, or None for all")
+            raise ArgumentError(argument, f"{what}={number!r} came", "a whole number from 0, or None for all")
     return Site(layer, name, given.of, given.call, given.item)
 
 

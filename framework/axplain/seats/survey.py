@@ -68,7 +68,7 @@ def _traced(
         return [found.get(place, leaf) for place, leaf in enumerate(leaves)]
 
     arguments = problem.arguments.rows(index)
-    with tracing, hooked(sites, see), problem.target.watching(problem.model):
+    with tracing, problem.target.watching(problem.model), hooked(sites, see):  # the target sees what is put there
         raw = problem.model(x, arguments)
         tracing.give(raw)
         value = problem.target.select(raw, index)

@@ -160,7 +160,7 @@ def _pass(problem: Problem, seating: Seating, x: Tensors, index: Tensor, *, keep
     rows, rest = map_tensors(Tensor.clone, x), problem.arguments.rows(index)
 
     def run() -> None:
-        with hooked(seating.sites, see), problem.target.watching(problem.model):
+        with problem.target.watching(problem.model), hooked(seating.sites, see):
             problem.model(rows, rest)
 
     if keeping is None:
