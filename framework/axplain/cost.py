@@ -50,6 +50,8 @@ def planned_cost(
     sizes = _Sizes({"batch": batch, "references": references, "features": features}, samples)
     forward, backward, bound = _rows(call, sizes, tolerance)
     copies = forward // max(_rows(call.innermost, sizes, None)[0], 1) if call.inner else 1
+    if call.inner and carried > batch:  # each chunk of noisy copies carries its references anew
+        carried, bound = batch * (1 + references), "upper"
     checks = verify and call.claims_completeness
     check = batch if predicts else 0
     if checks:  # two passes over the first example, twice in each; then F(x) and F(x') of every noisy copy

@@ -87,9 +87,10 @@ def explain(
             None means the output itself for (batch,) and (batch, 1), the predicted class of x for (batch, classes).
         baselines: what stands for absence: a number, a tensor, a callable, the name of a baseline plugin or
             {"use": name, ...}; a tuple or dict of these for several inputs; `axplain.distribution(t)` for a set.
-        layer: attributions land at what a layer returns, and mirror that: a module of the model, its dotted name, or
-            `axplain.seat(layer, of="input", call=0, item=0)`; a list of these for several at once. Baselines are given
-            at the input and carried there, or by `axplain.at_seat(...)` as values of the layer.
+        layer: attributions land at what a layer returns, and mirror it, the batch moved to the front: a module of the
+            model, its dotted name, or `axplain.seat(layer, of="input", call=0, item=0)`. Several tensors of a layer
+            give a tuple; a list of layers side by side gives a dict by name, and takes `feature_mask` as one. Baselines
+            are given at the input and carried there, or by `axplain.at_seat(...)` as values of the layer.
         feature_mask: whole numbers in the structure of x, (1 or batch, ...) each: elements with one number are one
             feature, also across inputs. For methods that switch features on and off; None: every element is one.
         additional_forward_args: positional arguments after x (before it, where x is a dict), not explained. Tensors

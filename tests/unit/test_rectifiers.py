@@ -58,6 +58,7 @@ SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp": lambda x: x.clamp(min=0),
     "torch.clamp": lambda x: torch.clamp(x, 0),
     "clamp_min": lambda x: x.clamp_min(0.0),
+    "clamp at a tensor": lambda x: x.clamp(min=torch.zeros(())),
     "clip": lambda x: torch.clip(x, min=0),
     "relu6 far from six": lambda x: fn.relu6(x / 100) * 100,
     "hardtanh from zero": lambda x: fn.hardtanh(x, 0.0, 1e6),

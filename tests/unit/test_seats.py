@@ -546,3 +546,84 @@ def test_a_neuron_of_the_layer_itself_is_the_seat() -> None:
     expected = torch.zeros(3, 6, dtype=torch.float64)
     expected[:, 3] = MODEL.head(X)[:, 3].detach()
     close(found.attributions, expected)
+
+
+class Written(nn.Module):
+    """Assembles tensors by writing into fresh ones; `way` says how."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.c, self.o, self.way = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 4, dtype=x.dtype)
+        if self.way == "whole":
+            h[:, :] = self.a(x)
+        elif self.way == "view":
+            h[:, 0].copy_(x[:, 0])
+            h[:, 1:] = self.a(x)[:, 1:]
+        elif self.way == "mask":
+            h[x > -9] = self.a(x).flatten()
+        out: Tensor = self.o(torch.tanh(self.c(h)))
+        return out
+
+
+@pytest.mark.parametrize(("way", "cut"), [("whole", True), ("view", False), ("mask", False)])
+def test_what_is_written_into_a_fresh_tensor_is_followed(way: str, cut: bool) -> None:
+    model = made(lambda: Written(way))
+    found = axplain.explain(model, X, "integrated_gradients", layer="a", baselines=ONE, target=1, n_steps=100)
+    assert (found.delta is not None) == cut and ("completeness" in found.notes) != cut
+
+    def tail(s: Tensor) -> Tensor:
+        h = torch.cat([X[:1, :1].expand(len(s), 1), s[:, 1:]], 1) if way == "view" else s
+        out: Tensor = model.o(torch.tanh(model.c(h)))
+        return out
+
+    expected = axplain.explain(
+        tail, model.a(X[:1]).detach(), "integrated_gradients", baselines=model.a(ONE).detach(), target=1, n_steps=100
+    )
+    close(found.attributions[:1], expected.attributions)
+    behind = axplain.explain(model, X, "integrated_gradients", layer="c", baselines=ONE, target=1, n_steps=100)
+    assert behind.delta is not None and float(behind.delta.abs().max()) < 1e-6
+    with pytest.raises(axplain.ArgumentError, match="computed from another call or layer"):
+        axplain.explain(model, X, "saliency", layer=["a", "c"], target=1)
+
+
+class HandsOn(nn.Module):
+    """A layer that hands on its own input, which is written to under the other name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.same, self.o = nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        y = self.same(h)
+        y.mul_(2.0)
+        out: Tensor = self.o(torch.tanh(y + 0) * h)
+        return out
+
+
+def test_a_value_that_is_written_to_under_another_name_is_refused() -> None:
+    with pytest.raises(axplain.ArgumentError, match="written to under another name of the same tensor"):
+        axplain.explain(made(HandsOn), X, "feature_ablation", layer="same", target=1)
+    model = made(HandsOn)
+    before = axplain.explain(model, X, "integrated_gradients", layer="a", baselines=ONE, target=1, n_steps=200)
+    assert before.delta is not None and float(before.delta.abs().max()) < 1e-6, "in front of both names it is clear"
+
+
+def test_a_model_in_training_is_surveyed_with_more_than_one_row() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).double()
+    with pytest.warns(axplain.AxplainWarning, match="training mode"):
+        found = axplain.explain(model, X, "saliency", layer="0", target=0)
+    assert found.attributions.shape == (3, 6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_the_price_of_noise_around_a_layer_is_an_upper_bound(size: int) -> None:
+    asked: dict[str, Any] = {
+        "method": "integrated_gradients", "layer": "head", "baselines": ONE, "target": 0, "batch_size": size,
+        "n_steps": 4, "noise": {"mode": "smoothgrad", "n_samples": 3},
+    }  # fmt: skip
+    found, stated = axplain.explain(MODEL, X, **asked, verify=False).cost, axplain.estimate(MODEL, X, **asked)
+    assert found.forward_rows <= stated.forward_rows and stated.bound == "upper"

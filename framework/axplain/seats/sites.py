@@ -120,7 +120,7 @@ def find_layer(given: Any, model: torch.nn.Module, argument: str) -> tuple[str, 
     """
     layers = dict(model.named_modules())
     if isinstance(given, str):
-        if given not in layers:
+        if not given or given not in layers:
             raise ArgumentError(argument, f"layer {given!r} came", f"one of {', '.join(filter(None, layers))}")
         return given, layers[given]
     if not isinstance(given, torch.nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,9 @@ from axplain.problem import Arguments, Problem
 from axplain.propagation.operations import differentiable
 from axplain.seats.seating import Slot, Survey, in_words
 from axplain.seats.sites import Site, hooked
-from axplain.seats.trace import Trace, Tracing
-from axplain.structure import map_tensors
+from axplain.seats.trace import ROWS, Trace, Tracing
+from axplain.structure import Tensors, map_tensors
 from axplain.targets import CallableTarget
-
-#: Two passes of these sizes tell where the rows lie.
-ROWS: Final = (1, 2)
 
 
 def survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
@@ -75,12 +72,37 @@ def _traced(
     missing = [site for i, site in enumerate(sites) if not any(place[0] == i for place in met)]
     if missing:
         which = f" (call {missing[0].call})" if missing[0].call is not None else ""
-        raise ArgumentError("layer", f"{missing[0]}{which} is never reached for this x", "a layer that runs")
+        cure = (
+            "Torch calls some layers by their weights alone, such as the out_proj of attention: take the one around it."
+        )
+        raise ArgumentError("layer", f"{missing[0]}{which} is never reached for this x", "a layer that runs", cure)
+    if rows == ROWS[0]:
+        _check_handed_on(problem, sites, x, index, value)
     if not tracing.seated(value):
         raise ArgumentError(
             "layer", f"the target does not depend on {in_words(sites)}", "a layer that runs before the target"
         )
     return tracing, met, tracing.depends(value)
+
+
+def _check_handed_on(problem: Problem, sites: tuple[Site, ...], x: Tensors, index: Tensor, value: Tensor) -> None:
+    """Refuse layers whose own value, put back as another tensor, changes the target.
+
+    Such a layer hands on a tensor that has other names, and the model writes to it under one of them.
+    """
+    plain = [_plain_value(problem, x, index) for _ in range(2)]
+    loose = 1e-2 if value.dtype.itemsize < 4 else 1e-4
+    same = [torch.allclose(plain[0], other, rtol=loose, atol=loose) for other in (value, plain[1])]
+    if not same[0] and same[1]:  # a model that draws random numbers is told of elsewhere
+        cure = "Choose the layer behind the operation that writes."
+        came = f"the value of {in_words(sites)} is written to under another name of the same tensor"
+        raise ArgumentError("layer", came, "a value that the model only reads", cure)
+
+
+def _plain_value(problem: Problem, x: Tensors, index: Tensor) -> Tensor:
+    rows, arguments = map_tensors(Tensor.clone, x), problem.arguments.rows(index)
+    with problem.target.watching(problem.model):
+        return problem.target.select(problem.model(rows, arguments), index)
 
 
 def _explained(site: Site, call: int, leaves: list[Any], tracing: Tracing) -> dict[int, Tensor]:
@@ -107,8 +129,8 @@ def _slot(site: Site, place: tuple[int, int, int], one: Tensor, two: Tensor) -> 
     differing = [axis for axis in range(one.ndim) if one.shape[axis] != two.shape[axis]]
     if len(differing) != 1 or (one.shape[differing[0]], two.shape[differing[0]]) != ROWS:
         raise ArgumentError(
-            "layer", f"{site} holds {tuple(one.shape)} for one row and {tuple(two.shape)} for two",
-            "a tensor with one axis for the rows", "Choose one of several with axplain.seat(layer, item=0).",
+            "layer", f"{site} holds {tuple(one.shape)} for {ROWS[0]} rows and {tuple(two.shape)} for {ROWS[1]}",
+            "an axis of the rows alone, of all its tensors", "Of several choose one: axplain.seat(layer, item=0).",
         )  # fmt: skip
     axis = differing[0]
     return Slot(*place, axis, (*one.shape[:axis], *one.shape[axis + 1 :]), one.dtype)

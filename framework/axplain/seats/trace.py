@@ -20,6 +20,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from axplain.propagation.operations import LIKE, SHAPED, name_of
 from axplain.structure import Tensors
 
+#: Rows of the two passes; batch normalisation in training refuses a single one.
+ROWS: Final = (2, 3)
+
 #: What may be asked of a tensor without looking at its numbers.
 ABOUT: Final = frozenset(
     {
@@ -73,6 +76,7 @@ class Tracing(TorchFunctionMode):
         self._behind: set[int] = set()
         self._seated: set[int] = set()
         self._depends = {id(tensor) for tensor in inputs}
+        self._memory: tuple[set[int], set[int]] = set(), set()  # what was written to: from the inputs, from the seat
         self._held: list[Any] = list(inputs)  # an id is one tensor's as long as that lives
 
     def reach(self, leaves: Tensors) -> None:
@@ -94,11 +98,11 @@ class Tracing(TorchFunctionMode):
 
     def depends(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the inputs, not only through the seat."""
-        return id(tensor) in self._depends
+        return id(tensor) in self._depends or (bool(self._memory[0]) and _address(tensor) in self._memory[0])
 
     def seated(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the seat."""
-        return id(tensor) in self._seated
+        return id(tensor) in self._seated or (bool(self._memory[1]) and _address(tensor) in self._memory[1])
 
     def give(self, output: Any) -> None:
         """Note which results of before the seat the model itself returns."""
@@ -125,8 +129,10 @@ class Tracing(TorchFunctionMode):
                 self._use(tensor)
         result = func(*args, **kwargs)
         leaves, tree = tree_flatten(result)
-        dependent = any(id(tensor) in self._depends for tensor in read)
-        seated = any(id(tensor) in self._seated for tensor in read)
+        dependent, seated = any(map(self.depends, read)), any(map(self.seated, read))
+        if name.in_place and given:  # what is written to may be looked at under other names
+            for memory, is_so in zip(self._memory, (dependent, seated), strict=True):
+                memory.update([_address(given[0])] if is_so else [])
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 self._held.append(leaf)
@@ -154,13 +160,17 @@ class Tracing(TorchFunctionMode):
             return
         if id(tensor) in self._made:
             self.used.add(self._made[id(tensor)])
-        elif id(tensor) not in self._depends and not isinstance(tensor, torch.nn.Parameter):
+        elif not self.depends(tensor) and not isinstance(tensor, torch.nn.Parameter):
             self.strays.append(tensor)
+
+
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr()) if tensor.layout == torch.strided else id(tensor)
 
 
 @attrs.frozen(eq=False)
 class Trace:
-    """What two passes of one and of two rows gave before the seat. `used`: what is used behind it, and its row axis."""
+    """What two small passes gave before the seat. `used`: what is used behind it, and its row axis."""
 
     fewer: list[Step]
     more: list[Step]
@@ -179,7 +189,7 @@ class Trace:
         for step, leaf in one.used:
             a, b = one.steps[step].leaves[leaf], two.steps[step].leaves[leaf]
             differing = [axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]]
-            if len(differing) > 1 or any((a.shape[axis], b.shape[axis]) != (1, 2) for axis in differing):
+            if len(differing) > 1 or any((a.shape[axis], b.shape[axis]) != ROWS for axis in differing):
                 return None  # rows are folded with something else
             axes[step, leaf] = differing[0] if differing else None
         return cls(_light(one.steps), _light(two.steps), axes)
@@ -308,7 +318,7 @@ class Skipping(TorchFunctionMode):
         return one if one == two else self._number(one, two)
 
     def _number(self, one: int, two: int) -> int:
-        return one + (self.rows - 1) * (two - one)  # rows are folded with something else, or they are not
+        return one + (self.rows - ROWS[0]) * (two - one)  # rows are folded with something else, or they are not
 
 
 def check_step(trace: Trace, position: int, func: Callable[..., Any]) -> None:

@@ -51,7 +51,7 @@ def _rectifies(operation: Operation) -> bool:
     if bound is None:
         return True
     low = operation.argument(*bound)
-    return isinstance(low, int | float) and low == 0
+    return not bool(low.any()) if isinstance(low, Tensor) else low is not None and low == 0
 
 
 @attrs.frozen
