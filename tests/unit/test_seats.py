@@ -472,7 +472,7 @@ class Switched(nn.Module):
     def forward(self, x: Tensor) -> Any:
         h = torch.tanh(self.first(x))
         ramp = torch.arange(4, dtype=x.dtype).mul(0.1)
-        out = torch.tanh(self.layer(h)) + ramp.add_(0.1)  # writes over a constant that was made before the layer
+        out = torch.tanh(self.layer(h)) + (ramp + 0.1)
         out = self.last(out * h if self.multiplies else out)
         return {"logits": out, "hidden": h} if self.returns else out
 
@@ -627,3 +627,37 @@ def test_the_price_of_noise_around_a_layer_is_an_upper_bound(size: int) -> None:
     }  # fmt: skip
     found, stated = axplain.explain(MODEL, X, **asked, verify=False).cost, axplain.estimate(MODEL, X, **asked)
     assert found.forward_rows <= stated.forward_rows and stated.bound == "upper"
+
+
+class Views(nn.Module):
+    """Writes behind the layer to what was made before it, and reads that by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        left, ramp = h[:, :2], torch.arange(4, dtype=x.dtype)
+        out = self.layer(h)
+        h.mul_(3.0)
+        ramp.add_(1.0)
+        got: Tensor = self.last(torch.tanh(out) * left.repeat(1, 2) * ramp)
+        return got
+
+
+def test_a_write_behind_the_layer_reaches_every_name_of_what_was_made_before() -> None:
+    model = made(Views)
+    h = torch.tanh(model.first(X)).detach()
+
+    def tail(s: Tensor, h: Tensor) -> Tensor:
+        out: Tensor = model.last(torch.tanh(s) * (3 * h[:, :2]).repeat(1, 2) * torch.arange(1, 5))
+        return out
+
+    for size in (2, 1000):
+        found = axplain.explain(model, X, "kernel_shap", layer="layer", target=0, batch_size=size)
+        expected = axplain.explain(
+            tail, model.layer(h).detach(), "kernel_shap", target=0, additional_forward_args=h,
+            baselines=model.layer(torch.tanh(model.first(torch.zeros(1, 4, dtype=torch.float64)))).detach(),
+        )  # fmt: skip
+        close(found.attributions, expected.attributions)

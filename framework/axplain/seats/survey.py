@@ -72,9 +72,7 @@ def _traced(
     missing = [site for i, site in enumerate(sites) if not any(place[0] == i for place in met)]
     if missing:
         which = f" (call {missing[0].call})" if missing[0].call is not None else ""
-        cure = (
-            "Torch calls some layers by their weights alone, such as the out_proj of attention: take the one around it."
-        )
+        cure = "Torch uses some layers by their weights alone, as attention does its out_proj: take the one around it."
         raise ArgumentError("layer", f"{missing[0]}{which} is never reached for this x", "a layer that runs", cure)
     if rows == ROWS[0]:
         _check_handed_on(problem, sites, x, index, value)

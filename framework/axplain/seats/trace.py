@@ -28,17 +28,8 @@ ABOUT: Final = frozenset(
     {
         *("shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "len", "dtype", "device", "layout"),
         *("is_cuda", "is_cpu", "is_mps", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_floating_point"),
-        *(
-            "is_complex",
-            "is_contiguous",
-            "stride",
-            "element_size",
-            "itemsize",
-            "requires_grad",
-            "is_leaf",
-            "get_device",
-        ),
-        *("storage_offset", "names", "has_names", "is_inference", "__len__"),
+        *("is_complex", "is_contiguous", "stride", "element_size", "itemsize", "requires_grad", "is_leaf"),
+        *("storage_offset", "get_device", "names", "has_names", "is_inference", "__len__"),
     }
 )
 
@@ -77,6 +68,7 @@ class Tracing(TorchFunctionMode):
         self._seated: set[int] = set()
         self._depends = {id(tensor) for tensor in inputs}
         self._memory: tuple[set[int], set[int]] = set(), set()  # what was written to: from the inputs, from the seat
+        self._early: set[int] = set()  # the memory of what was made before the seat
         self._held: list[Any] = list(inputs)  # an id is one tensor's as long as that lives
 
     def reach(self, leaves: Tensors) -> None:
@@ -140,6 +132,8 @@ class Tracing(TorchFunctionMode):
                 self._seated |= {id(leaf)} if seated else set()
         if self.reached:
             self._behind |= {id(leaf) for leaf in leaves}
+            # what is kept of before the seat are copies, and a write to one does not reach the others
+            self.blocked |= bool(name.in_place and given and _address(given[0]) in self._early)
         else:
             writes = name.in_place and given and id(given[0]) not in self._made
             told = any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves)
@@ -151,8 +145,10 @@ class Tracing(TorchFunctionMode):
         places = {id(tensor): place for place, tensor in reversed(list(enumerate(given)))}
         same = tuple(places.get(id(leaf)) for leaf in leaves)
         for place, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and same[place] is None:
-                self._made[id(leaf)] = (len(self.steps), place)
+            if isinstance(leaf, Tensor):
+                self._early.add(_address(leaf))
+                if same[place] is None:
+                    self._made[id(leaf)] = (len(self.steps), place)
         self.steps.append(Step(name, leaves, tree, same))
 
     def _use(self, tensor: Tensor) -> None:
