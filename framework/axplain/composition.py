@@ -40,9 +40,10 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
 
     A method that takes one reference per example and is given a set explains against each and averages.
     """
-    if problem.seating is None and problem.groups is not None and problem.groups.uneven:
-        return _by_features(call, problem, engine, settings)
     spec = call.spec
+    alone = problem.seating is None and call.innermost.spec.requires.min_batch == 1  # some compare examples
+    if alone and problem.groups is not None and problem.groups.uneven:
+        return _by_features(call, problem, engine, settings)
     cut = problem.seating is None or problem.seating.cut
     if problem.seating is not None and spec.seats != "inner":  # a lift disturbs the input, its method is at the seat
         return run_method(
@@ -69,7 +70,7 @@ def _by_features(call: Call, problem: Problem, engine: Engine, settings: Setting
     parts = [(counts == count).nonzero().flatten() for count in torch.unique(counts)]
     outcomes = []
     for index in parts:
-        part = problem.take(index)
+        part = attrs.evolve(problem.take(index), origin=None)  # a whole question of its own
         outcomes.append(run_method(sized(call, part.features().count), part, engine, settings))
     back = torch.cat(parts).argsort()
     return _concatenate(outcomes).take(_each_target(back, problem.targets))

@@ -275,3 +275,22 @@ def test_rows_hold_the_bits_of_the_input_or_of_the_reference(dtype: torch.dtype,
     rows = seen[-1][:142].view(71, 2, 70)
     present = torch.cat([torch.ones(1, 70, dtype=torch.bool), ~torch.eye(70, dtype=torch.bool)])[:, None]
     assert torch.equal(rows, torch.where(present, x, absent))
+
+
+def test_permutation_takes_groups_of_own_numbers_from_the_whole_batch() -> None:
+    """Examples with more or fewer groups still take them from each other, not from those with as many groups."""
+    x, seen = normal(4, 5), []
+
+    def model(rows: Tensor) -> Tensor:
+        seen.append(rows.clone())
+        return product(rows)
+
+    found = ask(model, x, MORE_OR_FEWER, "feature_permutation", n_samples=3, target=lambda out: out)
+    assert bool(found.attributions.any(0).all())
+    rows = torch.cat(seen)
+    for column in range(5):
+        assert set(rows[:, column].tolist()) == set(x[:, column].tolist())
+    for example, ids in enumerate(MORE_OR_FEWER):
+        for group in ids.unique():
+            values = found.attributions[example, ids == group]
+            torch.testing.assert_close(values, values[:1].expand_as(values))
