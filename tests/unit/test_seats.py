@@ -118,9 +118,9 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "feature_ablation", "deeplift", "shapley_value_sampling"])
 def test_what_is_before_the_layer_runs_once(method: str) -> None:
-    axplain.explain(MODEL, X, method, layer="head", baselines=ONE, target=0, batch_size=7)  # surveys the model
+    axplain.explain(MODEL, X, method, layer="head", baselines=ONE, target=[0, 1, 2], batch_size=7)  # surveys the model
     with Counting(width=4) as counting:
-        axplain.explain(MODEL, X, method, layer="head", baselines=ONE, target=0, batch_size=7, verify=False)
+        axplain.explain(MODEL, X, method, layer="head", baselines=ONE, target=[0, 1, 2], batch_size=7, verify=False)
     assert counting.rows == len(X) + len(ONE)
 
 
@@ -661,3 +661,19 @@ def test_a_write_behind_the_layer_reaches_every_name_of_what_was_made_before() -
             baselines=model.layer(torch.tanh(model.first(torch.zeros(1, 4, dtype=torch.float64)))).detach(),
         )  # fmt: skip
         close(found.attributions, expected.attributions)
+
+
+def test_a_layer_is_surveyed_once_whatever_the_classes() -> None:
+    model, passes = made(Halves), 0
+
+    def count(module: nn.Module, args: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    model.tail.register_forward_pre_hook(count)
+    taken = []
+    for target in (0, 1, [0, 1, 2], (2,), axplain.neuron("tail.0", 1), axplain.neuron("tail.0", 4)):
+        before = passes
+        axplain.explain(model, X, "saliency", layer="head", target=target)
+        taken.append(passes - before)
+    assert taken[0] > taken[1] == taken[2] == taken[3] == taken[5] < taken[4], taken

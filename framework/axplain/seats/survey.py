@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from axplain.errors import ArgumentError
+from axplain.guard import RandomStates
 from axplain.memory import remembered
 from axplain.problem import Arguments, Problem
 from axplain.propagation.operations import differentiable
@@ -15,11 +16,11 @@ from axplain.seats.seating import Slot, Survey, in_words
 from axplain.seats.sites import Site, hooked
 from axplain.seats.trace import ROWS, Trace, Tracing
 from axplain.structure import Tensors, map_tensors
-from axplain.targets import CallableTarget
+from axplain.targets import CallableTarget, NeuronTarget
 
 
 def survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
-    """Find the slots of some sites, once for each model, shape of input and target that is no function.
+    """Find the slots of some sites, once for each model, shape of input and layer of a target's neurons.
 
     Raises:
         ArgumentError: a layer is never reached, runs after the target, or holds nothing that can be explained.
@@ -27,7 +28,8 @@ def survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
     if any(isinstance(part, CallableTarget) for part in problem.target.parts):
         return _survey(problem, sites)  # no key would tell what else another function reads
     shapes = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in problem.inputs)
-    key = ("seat", sites, shapes, _kinds(problem.arguments), type(problem.target), str(problem.target.describe()))
+    watched = tuple(part.site for part in problem.target.parts if isinstance(part, NeuronTarget))
+    key = ("seat", sites, shapes, _kinds(problem.arguments), watched)  # any index of an output is told by any other
     found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites))
     return found
 
@@ -55,7 +57,8 @@ def _traced(
     """Run the first example, several times in one batch; return the trace, what was met, and whether x goes around."""
     index = torch.zeros(rows, dtype=torch.long, device=problem.device)
     x = map_tensors(lambda tensor: tensor[index], problem.inputs)
-    tracing, met = Tracing(x), {}
+    arguments = problem.arguments.rows(index)
+    tracing, met, states = Tracing(x, (index, arguments)), {}, RandomStates.capture(problem.device)
 
     def see(site: int, call: int, leaves: list[Any]) -> list[Any]:
         with tracing.aside():  # a copy: what a layer hands through may be used elsewhere, too
@@ -64,7 +67,6 @@ def _traced(
         tracing.reach(tuple(found.values()))
         return [found.get(place, leaf) for place, leaf in enumerate(leaves)]
 
-    arguments = problem.arguments.rows(index)
     with tracing, problem.target.watching(problem.model), hooked(sites, see):  # the target sees what is put there
         raw = problem.model(x, arguments)
         tracing.give(raw)
@@ -75,7 +77,7 @@ def _traced(
         cure = "Torch uses some layers by their weights alone, as attention does its out_proj: take the one around it."
         raise ArgumentError("layer", f"{missing[0]}{which} is never reached for this x", "a layer that runs", cure)
     if rows == ROWS[0]:
-        _check_handed_on(problem, sites, x, index, value)
+        _check_handed_on(problem, sites, (x, index), states, value)
     if not tracing.seated(value):
         raise ArgumentError(
             "layer", f"the target does not depend on {in_words(sites)}", "a layer that runs before the target"
@@ -83,21 +85,25 @@ def _traced(
     return tracing, met, tracing.depends(value)
 
 
-def _check_handed_on(problem: Problem, sites: tuple[Site, ...], x: Tensors, index: Tensor, value: Tensor) -> None:
+def _check_handed_on(
+    problem: Problem, sites: tuple[Site, ...], rows: tuple[Tensors, Tensor], states: RandomStates, value: Tensor
+) -> None:
     """Refuse layers whose own value, put back as another tensor, changes the target.
 
     Such a layer hands on a tensor that has other names, and the model writes to it under one of them.
     """
-    plain = [_plain_value(problem, x, index) for _ in range(2)]
+    plain = [_plain_value(problem, *rows, states) for _ in range(2)]
     loose = 1e-2 if value.dtype.itemsize < 4 else 1e-4
     same = [torch.allclose(plain[0], other, rtol=loose, atol=loose) for other in (value, plain[1])]
-    if not same[0] and same[1]:  # a model that draws random numbers is told of elsewhere
+    if not same[0] and same[1]:  # a model whose passes differ by themselves is told of elsewhere
         cure = "Choose the layer behind the operation that writes."
         came = f"the value of {in_words(sites)} is written to under another name of the same tensor"
         raise ArgumentError("layer", came, "a value that the model only reads", cure)
 
 
-def _plain_value(problem: Problem, x: Tensors, index: Tensor) -> Tensor:
+def _plain_value(problem: Problem, x: Tensors, index: Tensor, states: RandomStates) -> Tensor:
+    """Return the target's value as the model gives it, with the random numbers of another pass."""
+    states.restore()
     rows, arguments = map_tensors(Tensor.clone, x), problem.arguments.rows(index)
     with problem.target.watching(problem.model):
         return problem.target.select(problem.model(rows, arguments), index)

@@ -54,22 +54,23 @@ class Step:
 class Tracing(TorchFunctionMode):
     """Watches one pass: which operations run before the seat, and what is computed from the inputs and from the seat.
 
+    `given`: whatever else comes with the question, each time anew, such as the model's other arguments.
     What is put in the seat no longer depends on the inputs: a target that still does knows them by another way.
     """
 
-    def __init__(self, inputs: Tensors) -> None:
+    def __init__(self, inputs: Tensors, given: Any) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.used: set[tuple[int, int]] = set()
         self.reached = self.blocked = self._idle = False
         self.strays: list[Tensor] = []
         self._made: dict[int, tuple[int, int]] = {}
-        self._behind: set[int] = set()
+        self._behind = {id(leaf) for leaf in tree_flatten(given)[0]}
         self._seated: set[int] = set()
         self._depends = {id(tensor) for tensor in inputs}
         self._memory: tuple[set[int], set[int]] = set(), set()  # what was written to: from the inputs, from the seat
         self._early: set[int] = set()  # the memory of what was made before the seat
-        self._held: list[Any] = list(inputs)  # an id is one tensor's as long as that lives
+        self._held: list[Any] = [*inputs, given]  # an id is one tensor's as long as that lives
 
     def reach(self, leaves: Tensors) -> None:
         """Say that the seat is reached, and which tensors are put there."""
