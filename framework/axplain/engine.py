@@ -185,7 +185,8 @@ class Engine:
         key = (_shape_key(problem, "gradient"), graph, torch.is_autocast_enabled(problem.device.type))
         self._measured = remembered(problem.model.function, key, lambda: self._measure(problem, graph=graph))
         each = self._measured.bytes_per_row
-        return rows_within_budget(each * 3 // 2 if need == "rules" else each, problem.device)
+        each = each * 3 // 2 if need == "rules" else each
+        return rows_within_budget(each, problem.device, values=need == "value")
 
     def _measure(self, problem: Problem, *, graph: bool) -> Measured:
         """Return bytes per row as the difference of two small passes, where weights and constants cancel.

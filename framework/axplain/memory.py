@@ -13,9 +13,11 @@ from torch import Tensor
 
 MIB: Final = 2**20
 #: On a CPU the cost of larger chunks is page faults of fresh memory: about 24 MiB of saved tensors was best or equal
-#: on every workload that was measured; models of 5 to 30 MiB a row still gain from 8 rows at once.
+#: on every workload that was measured; models of 5 to 30 MiB a row still gain from 8 rows at once, from 4 where nothing
+#: is kept for a backward pass.
 CPU_BUDGET: Final = 24 * MIB
 CPU_LARGE_ROWS: Final = 8
+CPU_LARGE_VALUES: Final = 4
 CPU_LARGE_BUDGET: Final = 256 * MIB
 CPU_MOST_ROWS: Final = 4096
 #: An accelerator wants large chunks; a sixteenth of its memory is the same number on every run.
@@ -36,13 +38,13 @@ _told: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionar
 _lock = threading.Lock()
 
 
-def rows_within_budget(bytes_per_row: int, device: torch.device) -> int:
-    """Return the number of rows of one chunk."""
+def rows_within_budget(bytes_per_row: int, device: torch.device, *, values: bool = False) -> int:
+    """Return the number of rows of one chunk. `values`: its passes keep nothing for a backward pass."""
     bytes_per_row = max(bytes_per_row, 1)
     if device.type == "cuda":
         budget = torch.cuda.get_device_properties(device).total_memory // DEVICE_SHARE
         return min(max(budget // bytes_per_row, 1), DEVICE_MOST_ROWS)
-    large = min(CPU_LARGE_BUDGET // bytes_per_row, CPU_LARGE_ROWS)
+    large = min(CPU_LARGE_BUDGET // bytes_per_row, CPU_LARGE_VALUES if values else CPU_LARGE_ROWS)
     return min(max(CPU_BUDGET // bytes_per_row, large, 1), CPU_MOST_ROWS)
 
 

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 import axplain
 from axplain.engine import Engine
 from axplain.guard import plain_mode
-from axplain.memory import CPU_BUDGET, CPU_LARGE_ROWS, CPU_MOST_ROWS, MIB, rows_within_budget, saved_bytes
+from axplain.memory import (
+    CPU_BUDGET,
+    CPU_LARGE_ROWS,
+    CPU_LARGE_VALUES,
+    CPU_MOST_ROWS,
+    MIB,
+    rows_within_budget,
+    saved_bytes,
+)
 from axplain.model import Model
 from axplain.problem import Arguments, Problem
 from axplain.randomness import Key
@@ -48,7 +56,10 @@ class Rows(nn.Module):
     ],
 )
 def test_rows_follow_from_bytes_alone(per_row: int, rows: int) -> None:
-    assert rows_within_budget(per_row, torch.device("cpu")) == rows
+    device = torch.device("cpu")
+    assert rows_within_budget(per_row, device) == rows
+    values = min(rows, max(CPU_BUDGET // max(per_row, 1), CPU_LARGE_VALUES))
+    assert rows_within_budget(per_row, device, values=True) == values
 
 
 def test_saved_bytes_count_each_storage_once() -> None:
