@@ -44,14 +44,12 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     alone = problem.seating is None and call.innermost.spec.requires.min_batch == 1  # some compare examples
     if alone and problem.groups is not None and problem.groups.uneven:
         return _by_features(call, problem, engine, settings)
-    cut = problem.seating is None or problem.seating.cut
     if problem.seating is not None and spec.seats != "inner":  # a lift disturbs the input, its method is at the seat
-        return run_method(
-            call, lowered(problem, engine), engine, attrs.evolve(settings, verify=settings.verify and cut)
-        )
+        verify = settings.verify and problem.seating.cut
+        return run_method(call, lowered(problem, engine), engine, attrs.evolve(settings, verify=verify))
     claim = spec.claim("completeness")
     claimed = claim is not None and claim.kind != "inherited"  # a lift aggregates the checks of its inner method
-    checks = settings.verify and claimed and cut and problem.references is not None
+    checks = settings.verify and claimed and problem.references is not None
     averages = spec.baseline == "reference" and problem.reference_table().count > 1
     settings = attrs.evolve(settings, values=call.values, ends=checks and not averages)
     if averages:

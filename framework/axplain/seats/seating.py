@@ -53,6 +53,10 @@ class Seating:
         """The tensors of the seat."""
         return self.survey.slots
 
+    def passing(self, site: int, call: int) -> list[tuple[int, Slot]]:
+        """Return the slots that one call of a site holds, and their numbers."""
+        return [(i, slot) for i, slot in enumerate(self.slots) if (slot.site, slot.call) == (site, call)]
+
     @property
     def trace(self) -> Trace | None:
         """How to skip the operations before the seat."""

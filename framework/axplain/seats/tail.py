@@ -7,6 +7,7 @@ the seat is answered from memory where a trace tells how, and run again for ever
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -19,7 +20,7 @@ from axplain.model import Model
 from axplain.problem import Arguments, Problem, References
 from axplain.randomness import Key
 from axplain.references import resolve_references
-from axplain.seats.seating import Seating, Slot
+from axplain.seats.seating import Seating
 from axplain.seats.sites import hooked
 from axplain.seats.trace import Diverged, Keeping, Skipping
 from axplain.structure import Tensors, concatenate, map_tensors
@@ -58,7 +59,7 @@ class TailModel(Model):
 
         def put(site: int, call: int, leaves: list[Any]) -> list[Any] | None:
             nonlocal placed
-            slots = [(i, slot) for i, slot in enumerate(self.seating.slots) if (slot.site, slot.call) == (site, call)]
+            slots = self.seating.passing(site, call)
             if slots and not placed:
                 reach()
             for i, slot in slots:
@@ -147,30 +148,22 @@ def _carry(
 
 
 def _pass(problem: Problem, seating: Seating, x: Tensors, index: Tensor, *, keep: bool) -> tuple[Tensors, Tensors]:
-    found: dict[Slot, Tensor] = {}
+    found: dict[int, Tensor] = {}
     keeping = Keeping(seating.trace) if keep and seating.trace is not None else None
 
     def see(site: int, call: int, leaves: list[Any]) -> None:
-        slots = [slot for slot in seating.slots if (slot.site, slot.call) == (site, call)]
+        slots = seating.passing(site, call)
         if slots and not found and keeping is not None:
             keeping.reach()
-        for slot in slots:
-            found[slot] = leaves[slot.item].detach().movedim(slot.axis, 0).clone()
+        for i, slot in slots:
+            found[i] = leaves[slot.item].detach().movedim(slot.axis, 0).clone()
 
     rows, rest = map_tensors(Tensor.clone, x), problem.arguments.rows(index)
-
-    def run() -> None:
-        with problem.target.watching(problem.model), hooked(seating.sites, see):
-            problem.model(rows, rest)
-
-    if keeping is None:
-        run()
-    else:
-        with keeping:
-            run()
+    with keeping or nullcontext(), problem.target.watching(problem.model), hooked(seating.sites, see):
+        problem.model(rows, rest)
     if len(found) < len(seating.slots):
         raise ArgumentError("layer", f"{seating} is reached for some rows and not for others", "one that always runs")
-    values = tuple(found[slot] for slot in seating.slots)
+    values = tuple(found[i] for i in range(len(seating.slots)))
     if keeping is None:
         return values, ()
     places = zip(seating.used, seating.axes, strict=True)

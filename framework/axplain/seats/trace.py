@@ -7,6 +7,7 @@ of the right shape and no numbers for everything else.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -51,7 +52,24 @@ class Step:
     same: tuple[int | None, ...]
 
 
-class Tracing(TorchFunctionMode):
+class _Mode(TorchFunctionMode):
+    """Meets every operation of one pass."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return self._meet(func, args, kwargs or {})
+
+    @abstractmethod
+    def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation, or answer it."""
+
+
+class Tracing(_Mode):
     """Watches one pass: which operations run before the seat, and what is computed from the inputs and from the seat.
 
     `given`: whatever else comes with the question, each time anew, such as the model's other arguments.
@@ -103,15 +121,8 @@ class Tracing(TorchFunctionMode):
             if isinstance(leaf, Tensor) and id(leaf) in self._made:
                 self.used.add(self._made[id(leaf)])
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the operation, and note it."""
-        kwargs = kwargs or {}
         if self._idle:
             return func(*args, **kwargs)
         name = name_of(func)
@@ -223,54 +234,59 @@ def _blank(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty((), dtype=like.dtype, device=like.device).expand(shape)
 
 
-class Keeping(TorchFunctionMode):
-    """Runs a pass in full and keeps the results of before the seat that are used behind it."""
+class _InStep(_Mode):
+    """Follows a trace, operation by operation, as far as the seat."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace, self.position, self.reached = trace, 0, False
+
+    def reach(self) -> None:
+        """Say that the seat is reached."""
+        if self.position != len(self.trace.fewer):
+            raise Diverged
+        self.reached = True
+
+    def _next(self, func: Callable[..., Any]) -> int:
+        """Return which operation of the trace this one is."""
+        position = self.position
+        if position >= len(self.trace.fewer) or self.trace.fewer[position].name != name_of(func).name:
+            raise Diverged
+        self.position += 1
+        return position
+
+
+class Keeping(_InStep):
+    """Runs a pass in full and keeps the results of before the seat that are used behind it."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace)
         self._found: dict[tuple[int, int], Tensor] = {}
         self.kept: dict[tuple[int, int], Tensor] = {}
 
     def reach(self) -> None:
         """Copy what is kept, as it is when the seat is reached: later operations may write over it."""
-        if self.position != len(self.trace.fewer):
-            raise Diverged
-        self.reached = True
+        super().reach()
         self.kept = {place: self._found[place].detach().clone() for place in self.trace.used}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the operation."""
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if not self.reached:
-            check_step(self.trace, self.position, func)
+            position = self._next(func)
             for place, leaf in enumerate(tree_flatten(result)[0]):
-                if (self.position, place) in self.trace.used:
-                    self._found[self.position, place] = leaf
-            self.position += 1
+                if (position, place) in self.trace.used:
+                    self._found[position, place] = leaf
         return result
 
 
-class Skipping(TorchFunctionMode):
+class Skipping(_InStep):
     """Answers the operations before the seat. `kept`: (rows, ...) of what is used behind it, rows on their own axis."""
 
     def __init__(self, trace: Trace, kept: Mapping[tuple[int, int], Tensor], rows: int) -> None:
-        super().__init__()
-        self.trace, self.kept, self.rows = trace, kept, rows
-        self.position, self.reached = 0, False
+        super().__init__(trace)
+        self.kept, self.rows = kept, rows
         self._blanks: dict[int, Tensor] = {}
-
-    def reach(self) -> None:
-        """Go on in earnest."""
-        if self.position != len(self.trace.fewer):
-            raise Diverged
-        self.reached = True
 
     def check(self, values: Any) -> None:
         """Raise where something has no numbers: the model has come to use what it did not use in the trace."""
@@ -278,31 +294,19 @@ class Skipping(TorchFunctionMode):
             if id(leaf) in self._blanks:
                 raise Diverged
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Answer, or run what comes behind the seat."""
-        kwargs = kwargs or {}
         if self.reached:
             if name_of(func).name not in ABOUT | SHAPED | LIKE:
                 self.check((args, kwargs))
             return func(*args, **kwargs)
-        check_step(self.trace, self.position, func)
-        one, two = self.trace.fewer[self.position], self.trace.more[self.position]
-        given = (
-            [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-            if any(place is not None for place in one.same)
-            else []
-        )
+        position = self._next(func)
+        one, two = self.trace.fewer[position], self.trace.more[position]
+        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         leaves = [
-            given[same] if same is not None else self._leaf((self.position, place), a, b)
+            given[same] if same is not None else self._leaf((position, place), a, b)
             for place, (a, b, same) in enumerate(zip(one.leaves, two.leaves, one.same, strict=True))
         ]
-        self.position += 1
         return tree_unflatten(leaves, one.tree)
 
     def _leaf(self, place: tuple[int, int], one: Any, two: Any) -> Any:
@@ -316,9 +320,3 @@ class Skipping(TorchFunctionMode):
 
     def _number(self, one: int, two: int) -> int:
         return one + (self.rows - ROWS[0]) * (two - one)  # rows are folded with something else, or they are not
-
-
-def check_step(trace: Trace, position: int, func: Callable[..., Any]) -> None:
-    """Raise where an operation is not the one of the trace."""
-    if position >= len(trace.fewer) or trace.fewer[position].name != name_of(func).name:
-        raise Diverged
