@@ -47,7 +47,7 @@ class AskCoalitions:
 
     def _distinct(self, engine: Engine, block: Problem, mask: Tensor, repeats: Repeats) -> Tensor:
         """Return (samples, targets) values of a whole plan, asking once for each coalition."""
-        distinct, place = (tensor.to(mask.device) for tensor in repeats.packed())
+        distinct, place = (tensor.to(mask.device) for tensor in repeats.packed)
         values = self._ask(engine, block, mask.index_select(0, distinct), None).view(len(distinct), -1)
         return values.index_select(0, place)
 

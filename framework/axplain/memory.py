@@ -48,12 +48,12 @@ def rows_within_budget(bytes_per_row: int, device: torch.device, *, values: bool
     return min(max(CPU_BUDGET // bytes_per_row, large, 1), CPU_MOST_ROWS)
 
 
-def remembered(model: Any, key: Any, measure: Callable[[], T]) -> T:
-    """Return what `measure` gave for this model and key the first time."""
+def remembered(owner: Any, key: Any, measure: Callable[[], T]) -> T:
+    """Return what `measure` gave for this model, or plan, and key the first time; it lives as long as its owner."""
     try:
         with _lock:
-            known = _told.setdefault(model, {})
-    except TypeError:  # a callable that cannot be weakly referenced is measured each time
+            known = _told.setdefault(owner, {})
+    except TypeError:  # what cannot be weakly referenced is measured each time
         return measure()
     if key not in known:
         known[key] = measure()

@@ -5,6 +5,7 @@ Rows are sample-major: the points of s samples of a block of b examples are tens
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,14 +63,12 @@ class Repeats:
     first: Tensor
     again: Tensor
     whole: bool = True
-    _packed: list[tuple[Tensor, Tensor]] = attrs.field(factory=list, init=False)
 
+    @functools.cached_property
     def packed(self) -> tuple[Tensor, Tensor]:
-        """Return, of a whole plan, the samples that come first, and where among them each sample finds its own."""
-        if not self._packed:
-            new = self.first == torch.arange(len(self.first), device="cpu")
-            self._packed.append((new.nonzero().flatten(), (new.cumsum(0) - 1)[self.first]))
-        return self._packed[0]
+        """Of a whole plan: the samples that come first, and where among them each sample finds its own."""
+        new = self.first == torch.arange(len(self.first), device="cpu")
+        return new.nonzero().flatten(), (new.cumsum(0) - 1)[self.first]
 
 
 @attrs.frozen(eq=False)

@@ -62,7 +62,6 @@ class AllPlan:
     features: int
     weights: Tensor
     columns: Tensor | None = None
-    whole: dict[torch.device, Points] = attrs.field(factory=dict)
 
     @drawn_once
     def draw(self, block: Problem, samples: range) -> Points:

@@ -30,7 +30,6 @@ class LeaveOneOutPlan:
     count: int
     features: int
     columns: Tensor | None = None
-    whole: dict[torch.device, Points] = attrs.field(factory=dict)
 
     @drawn_once
     def draw(self, block: Problem, samples: range) -> Points:

@@ -6,8 +6,7 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import Final, Protocol, TypeVar, cast
 
-import torch
-
+from axplain.memory import remembered
 from axplain.problem import Problem
 from axplain.protocols import Points
 
@@ -18,13 +17,8 @@ MOST_PLANS: Final = 8
 T = TypeVar("T")
 
 
-class Keeping(Protocol):
-    """A plan whose points are the same for every block: all of them are kept by device, where they are few."""
-
-    @property
-    def whole(self) -> dict[torch.device, Points]:
-        """What is kept."""
-        ...
+class Table(Protocol):
+    """A plan whose points are the same for every block."""
 
     @property
     def count(self) -> int:
@@ -37,19 +31,17 @@ class Keeping(Protocol):
         ...
 
 
-P = TypeVar("P", bound=Keeping)
+P = TypeVar("P", bound=Table)
 
 
 def drawn_once(draw: Callable[[P, Problem, range], Points]) -> Callable[[P, Problem, range], Points]:
-    """Keep the points of a small plan that is drawn whole."""
+    """Keep the points of a small plan that is drawn whole, as long as the plan lives."""
 
     @functools.wraps(draw)
     def drawn(plan: P, block: Problem, samples: range) -> Points:
         if len(samples) < plan.count or plan.count * plan.features > MOST_NUMBERS:
             return draw(plan, block, samples)
-        if block.device not in plan.whole:
-            plan.whole[block.device] = draw(plan, block, samples)
-        return plan.whole[block.device]
+        return remembered(plan, ("points", block.device), lambda: draw(plan, block, samples))
 
     return drawn
 

@@ -55,7 +55,6 @@ class WalkPlan:
     shares: Tensor
     repeats: Repeats | None
     columns: Tensor | None = None
-    whole: dict[torch.device, Points] = attrs.field(factory=dict)
 
     @property
     def features(self) -> int:
