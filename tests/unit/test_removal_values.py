@@ -218,7 +218,7 @@ def test_drawn_coalitions_are_fitted_by_constrained_least_squares(method: str, l
     model, x = network(8), normal(3, 8)
     plan = KernelCoalitions(60, law, paired).plan(question(x, method))
     masks, scale = plan.masks[2:], plan.weights[2:].sqrt()[:, None]
-    assert len(torch.unique(masks, dim=0)) == len(masks) <= 60 and bool(plan.drawn.any())
+    assert len(torch.unique(masks, dim=0)) == len(masks) <= 60 and plan.drawn is not None and bool(plan.drawn.any())
     z = masks.double()
     values = torch.stack(
         [value_of(model, x, torch.zeros_like(x), tuple(m.nonzero().flatten().tolist())) for m in masks]

@@ -7,15 +7,14 @@ from typing import Any, Literal
 
 import attrs
 import torch
-from torch import Tensor
 
 from axplain import hookimpl
 from axplain.problem import Problem
-from axplain.protocols import Points, Repeats
 from axplain.randomness import Key
 from axplain_plugins.removal.memory import kept
-from axplain_plugins.removal.repeats import repeats_of, within
+from axplain_plugins.removal.repeats import repeats_of
 from axplain_plugins.removal.strata import check_features
+from axplain_plugins.removal.table import TablePlan
 
 
 @attrs.frozen
@@ -29,12 +28,12 @@ class BernoulliCoalitions:
     kernel: Literal["cosine", "euclidean"]
     width: float | None
 
-    def plan(self, problem: Problem) -> BernoulliPlan:
+    def plan(self, problem: Problem) -> TablePlan:
         features = problem.features().count
         check_features(features)
         return kept(self.n * features, BernoulliCoalitions._plan, self, features, problem.key.at("coalitions"))
 
-    def _plan(self, features: int, key: Key) -> BernoulliPlan:
+    def _plan(self, features: int, key: Key) -> TablePlan:
         generator = key.generator()
         masks = torch.rand(self.n, features, generator=generator, dtype=torch.float64, device="cpu") < 0.5
         masks[0] = True
@@ -44,28 +43,7 @@ class BernoulliCoalitions:
         else:
             distance, width = (features - present).sqrt(), 0.75 * math.sqrt(features)
         weights = torch.exp(-((distance / (self.width or width)) ** 2))
-        return BernoulliPlan(self.n, masks, weights, repeats_of(masks))
-
-
-@attrs.frozen(eq=False)
-class BernoulliPlan:
-    """Masks (samples, features) and their weights."""
-
-    count: int
-    masks: Tensor
-    weights: Tensor
-    repeats: Repeats | None
-    columns: Tensor | None = None
-
-    def draw(self, block: Problem, samples: range) -> Points:
-        rows = slice(samples.start, samples.stop)
-        return Points(
-            None,
-            len(samples),
-            mask=self.masks[rows].to(block.device),
-            weight=self.weights[rows].to(block.device),
-            repeats=within(self.repeats, samples),
-        )
+        return TablePlan(masks, weights, repeats=repeats_of(masks))
 
 
 @hookimpl

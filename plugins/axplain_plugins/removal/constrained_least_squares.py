@@ -8,23 +8,16 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain import ArgumentError, hookimpl
+from axplain import hookimpl
 from axplain.memory import remembered
 from axplain.problem import Problem
-from axplain.protocols import Answers, Plan, Points, Reduced
-from axplain_plugins.removal.table import Table
+from axplain.protocols import Reduced
+from axplain_plugins.removal.table import Regression, Table, factor_of
 
 
 @attrs.frozen
-class ConstrainedLeastSquares:
+class ConstrainedLeastSquares(Regression):
     """`argmin_phi sum_s w_s (v_s - F(x') - z_s phi)^2` with `sum phi = F(x) - F(x')`, factorised once for the batch."""
-
-    def start(self, block: Problem, plan: Plan) -> Table:
-        return Table(plan)
-
-    def update(self, state: Table, points: Points, answers: Answers) -> Table:
-        state.add(points, answers)
-        return state
 
     def finish(self, state: Table, block: Problem) -> Reduced:
         values, groups = state.whole_values(), block.features()
@@ -63,14 +56,7 @@ class Fit:
         if features == 1:
             return cls(z, torch.ones(1, 1, dtype=z.dtype, device=z.device), torch.zeros_like(z.T), False, None)
         weighted = w[:, None] * z
-        factor, info = torch.linalg.cholesky_ex(z.T @ weighted)
-        least, most = factor.diagonal().aminmax()
-        if int(info) or float(least) < 1e-7 * float(most):
-            raise ArgumentError(
-                "n_samples",
-                f"the {len(z)} coalitions that were drawn do not tell {features} features apart",
-                "more of them",
-            )
+        factor = factor_of(z.T @ weighted, len(z))
         both = torch.cat([torch.ones(features, 1, dtype=z.dtype, device=z.device), weighted.T], 1)
         solution = torch.cholesky_solve(both, factor)
         share, pulls = solution[:, :1] / solution[:, :1].sum(), solution[:, 1:]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from axplain import ArgumentError, hookimpl
 from axplain.problem import Problem
-from axplain.protocols import Points
 from axplain.randomness import Key
 from axplain_plugins.removal.memory import kept
 from axplain_plugins.removal.repeats import distinct
@@ -23,6 +22,7 @@ from axplain_plugins.removal.strata import (
     strata_of,
     subsets_at,
 )
+from axplain_plugins.removal.table import TablePlan
 
 
 @attrs.frozen
@@ -90,30 +90,6 @@ def _merged(masks: Tensor, weights: Tensor, drawn: Tensor) -> tuple[Tensor, Tens
     first, place = distinct(masks)
     total = torch.zeros(len(first), dtype=torch.float64, device="cpu").index_add_(0, place, weights)
     return masks[first], total, drawn[first]
-
-
-@attrs.frozen(eq=False)
-class TablePlan:
-    """A table of coalitions, the full and the empty one first: (samples, features), (samples,), (samples,)."""
-
-    masks: Tensor
-    weights: Tensor
-    drawn: Tensor
-    columns: Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        return len(self.masks)
-
-    def draw(self, block: Problem, samples: range) -> Points:
-        rows = slice(samples.start, samples.stop)
-        return Points(
-            None,
-            len(samples),
-            mask=self.masks[rows].to(block.device),
-            weight=self.weights[rows].to(block.device),
-            drawn=self.drawn[rows].to(block.device),
-        )
 
 
 @hookimpl

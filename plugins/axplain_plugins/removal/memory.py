@@ -17,7 +17,7 @@ MOST_PLANS: Final = 8
 T = TypeVar("T")
 
 
-class Table(Protocol):
+class SamePoints(Protocol):
     """A plan whose points are the same for every block."""
 
     @property
@@ -31,7 +31,7 @@ class Table(Protocol):
         ...
 
 
-P = TypeVar("P", bound=Table)
+P = TypeVar("P", bound=SamePoints)
 
 
 def drawn_once(draw: Callable[[P, Problem, range], Points]) -> Callable[[P, Problem, range], Points]:

@@ -9,14 +9,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain import ArgumentError, MissingExtra, hookimpl
+from axplain import MissingExtra, hookimpl
 from axplain.problem import Problem
-from axplain.protocols import Answers, Plan, Points, Reduced
-from axplain_plugins.removal.table import Table
+from axplain.protocols import Reduced
+from axplain_plugins.removal.table import Regression, Table, factor_of
 
 
 @attrs.frozen
-class Surrogate:
+class Surrogate(Regression):
     """`argmin_b sum_s w_s (v_s - b_0 - z_s b)^2 + penalty`: none, alpha |b|_2^2 (ridge) or alpha |b|_1 (lasso)."""
 
     kind: Literal["ridge", "lasso", "linear"]
@@ -26,13 +26,6 @@ class Surrogate:
         """Miss an extra before the model is asked, not after."""
         if self.kind == "lasso":
             _estimator()
-
-    def start(self, block: Problem, plan: Plan) -> Table:
-        return Table(plan)
-
-    def update(self, state: Table, points: Points, answers: Answers) -> Table:
-        state.add(points, answers)
-        return state
 
     def finish(self, state: Table, block: Problem) -> Reduced:
         (z, w, _), v = state.design(), state.whole_values()
@@ -48,12 +41,7 @@ def _ridge(z: Tensor, w: Tensor, v: Tensor, alpha: float) -> Tensor:
     share = (w / w.sum())[:, None]
     z, v = z - (share * z).sum(0), v - (share * v).sum(0)
     a = z.T @ (w[:, None] * z) + alpha * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    factor, info = torch.linalg.cholesky_ex(a)
-    if int(info) or float(factor.diagonal().min()) < 1e-7 * float(factor.diagonal().max()):
-        raise ArgumentError(
-            "n_samples", f"the {len(z)} coalitions that were drawn do not tell {z.shape[1]} features apart",
-            "more of them", "Or choose surrogate='ridge', whose penalty settles what they leave open.",
-        )  # fmt: skip
+    factor = factor_of(a, len(z), "Or choose surrogate='ridge', whose penalty settles what they leave open.")
     return torch.cholesky_solve(z.T @ (w[:, None] * v), factor)
 
 

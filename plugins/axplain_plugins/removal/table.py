@@ -1,12 +1,43 @@
-"""The values of a table of coalitions, kept until the last is known: plain data for the regressions of this room."""
+"""Tables of coalitions: the plan that draws them, their values until the last is known, and what regressions share."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import attrs
 import torch
 from torch import Tensor
 
-from axplain.protocols import Answers, Plan, Points
+from axplain import ArgumentError
+from axplain.problem import Problem
+from axplain.protocols import Answers, Plan, Points, Reduced, Repeats
+from axplain_plugins.removal.repeats import within
+
+
+@attrs.frozen(eq=False)
+class TablePlan:
+    """Masks (samples, features), their weights and how much of what could be drawn was not: (samples,) each."""
+
+    masks: Tensor
+    weights: Tensor
+    drawn: Tensor | None = None
+    repeats: Repeats | None = None
+    columns: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.masks)
+
+    def draw(self, block: Problem, samples: range) -> Points:
+        rows = slice(samples.start, samples.stop)
+        return Points(
+            None,
+            len(samples),
+            mask=self.masks[rows].to(block.device),
+            weight=self.weights[rows].to(block.device),
+            drawn=None if self.drawn is None else self.drawn[rows].to(block.device),
+            repeats=within(self.repeats, samples),
+        )
 
 
 @attrs.frozen(eq=False)
@@ -39,3 +70,36 @@ class Table:
         """Return all values, (samples, batch)."""
         wide = torch.float32 if self.values[0].device.type == "mps" else torch.float64
         return torch.cat(self.values).to(wide)
+
+
+@attrs.frozen
+class Regression:
+    """A model of the values of all coalitions of a plan, fitted when the last of them is known."""
+
+    def start(self, block: Problem, plan: Plan) -> Table:
+        return Table(plan)
+
+    def update(self, state: Table, points: Points, answers: Answers) -> Table:
+        state.add(points, answers)
+        return state
+
+    @abstractmethod
+    def finish(self, state: Table, block: Problem) -> Reduced:
+        """Return the coefficients."""
+
+
+def factor_of(matrix: Tensor, coalitions: int, cure: str = "") -> Tensor:
+    """Return the Cholesky factor of a regression's matrix, (features, features).
+
+    Raises:
+        ArgumentError: the coalitions do not tell all features apart.
+    """
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    least, most = factor.diagonal().aminmax()
+    if int(info) or float(least) < 1e-7 * float(most):
+        raise ArgumentError(
+            "n_samples", f"the {coalitions} coalitions that were drawn do not tell {len(matrix)} features apart",
+            "more of them", cure,
+        )  # fmt: skip
+    return factor
