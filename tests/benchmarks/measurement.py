@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from tests.benchmarks.methods import ours
 from tests.benchmarks.models import Rows, counting
-from tests.benchmarks.removal import Removal
+from tests.benchmarks.removal import Answered
 from tests.benchmarks.workloads import Bench, Contender
 
 #: One measurement repeats its call until it lasts about this long, so that neither the clock's grain shows nor the
@@ -106,7 +106,7 @@ def inspect(bench: Bench, chunk: int) -> tuple[Rows, float | None]:
     if method.sampled:
         return rows, None
     expected = method.bare(bench.model, bench.x, chunk)
-    if isinstance(method, Removal):
+    if isinstance(method, Answered):
         expected = method.answer(bench.x, expected)
     return rows, float((answer - expected).abs().max() / expected.abs().max())
 

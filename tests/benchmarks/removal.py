@@ -60,10 +60,6 @@ class Removal(ABC):
         with torch.no_grad():
             return torch.cat([model(rows)[:, TARGET] for rows in torch.split(made_points(self, x), chunk)])
 
-    def answer(self, x: Tensor, values: Tensor) -> Tensor:
-        """Return the attributions that follow from the values of the bare passes; not timed, none where it draws."""
-        raise NotImplementedError
-
     def captum(self, model: nn.Module, x: Tensor, chunk: int | None) -> Any:
         """Explain with captum, at most `chunk` rows each; None leaves captum's default."""
         more: dict[str, Any] = {} if chunk is None else {"perturbations_per_eval": max(chunk // len(x), 1)}
@@ -74,6 +70,17 @@ class Removal(ABC):
     @abstractmethod
     def _captum(self, model: nn.Module, x: Tensor, more: dict[str, Any]) -> Any:
         """Explain with captum, given its arguments for chunks and features."""
+
+
+@dataclass(frozen=True)
+class Answered(Removal):
+    """A method that draws nothing: its attributions follow from the values of the bare passes."""
+
+    sampled: ClassVar[bool] = False
+
+    @abstractmethod
+    def answer(self, x: Tensor, values: Tensor) -> Tensor:
+        """Return the attributions; not timed."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +109,9 @@ def cells(width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FeatureAblation(Switched):
+class FeatureAblation(Answered, Switched):
     """Each feature absent alone."""
 
-    sampled: ClassVar[bool] = False
     name: ClassVar[str] = "feature_ablation"
 
     @property
@@ -123,12 +129,11 @@ class FeatureAblation(Switched):
 
 
 @dataclass(frozen=True)
-class Occlusion(Removal):
+class Occlusion(Answered):
     """A square window of a picture absent at a time; `features` is the number of windows."""
 
     window: int = 1
     stride: int = 1
-    sampled: ClassVar[bool] = False
     name: ClassVar[str] = "occlusion"
 
     @property
@@ -208,10 +213,9 @@ class ShapleySampling(Drawn):
 
 
 @dataclass(frozen=True)
-class ExactShapley(Switched):
+class ExactShapley(Answered, Switched):
     """Shapley values from every coalition; captum walks every order instead."""
 
-    sampled: ClassVar[bool] = False
     name: ClassVar[str] = "shapley_values"
 
     @property
