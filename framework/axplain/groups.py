@@ -17,7 +17,8 @@ from axplain.structure import Structure, Tensors, concatenate, map_tensors
 class Groups:
     """Which feature each element belongs to; one numbering, 0 to `count` - 1, over all inputs.
 
-    `ids`: (1 or batch, ...) per tensor; None where every element is a feature of its own, in the order of the inputs.
+    `ids`: (1 or batch, ...) per tensor, a dimension of size 1 where they are the same all along it, as superpixels are
+    over channels; None where every element is a feature of its own, in the order of the inputs.
     `counts`: (batch,) on the CPU, where examples have groups of their own: how many each has.
     """
 
@@ -42,7 +43,7 @@ class Groups:
         return attrs.evolve(self, ids=ids, counts=counts, count=int(counts.max()))
 
     def elements(self, mask: Tensor) -> Tensors:
-        """Return (samples, 1 or batch, ...) per tensor: what (samples, features) says of each."""
+        """Return (samples, 1 or batch, ...) per tensor, to be broadcast: what (samples, features) says of each."""
         if self.ids is None:
             return map_tensors(lambda part: part.unsqueeze(1), self._split(mask))
         return map_tensors(lambda ids: mask.index_select(1, ids.flatten()).view(len(mask), *ids.shape), self.ids)
@@ -52,7 +53,9 @@ class Groups:
         if self.ids is None:
             return self._split(features)
         rows = torch.arange(len(features), device=features.device)
-        return map_tensors(lambda ids: features[rows.view(-1, *[1] * (ids.ndim - 1)), ids], self.ids)
+        spread = map_tensors(lambda ids: features[rows.view(-1, *[1] * (ids.ndim - 1)), ids], self.ids)
+        pairs = zip(spread, self.shapes, strict=True)
+        return tuple(tensor.expand(len(features), *shape).contiguous() for tensor, shape in pairs)
 
     def _split(self, features: Tensor) -> Tensors:
         """Return (rows, ...) per tensor, from (rows, features) where every element is a feature."""
@@ -103,7 +106,7 @@ def _masks(given: Any, structure: Structure, inputs: Tensors) -> tuple[Any, ...]
 
 
 def _fit(mask: Any, x: Tensor, label: str) -> Tensor:
-    """Return a mask as (1 or batch, ...) whole numbers on the input's device."""
+    """Return a mask as (1 or batch, ...) whole numbers on the input's device, channels that are alike as one."""
     if hasattr(mask, "__array__") and not isinstance(mask, Tensor):
         mask = torch.as_tensor(mask)
     if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
@@ -115,4 +118,6 @@ def _fit(mask: Any, x: Tensor, label: str) -> Tensor:
     fits = mask.ndim == x.ndim and len(mask) in (1, len(x))
     if not fits or any(size not in (1, full) for size, full in zip(mask.shape[1:], x.shape[1:], strict=True)):
         raise ArgumentError(label, f"shape {tuple(mask.shape)} came", expected)
-    return mask.to(x.device, torch.long).expand(len(mask), *x.shape[1:])
+    mask = mask.to(x.device, torch.long)
+    alike = mask.ndim > 2 and mask.shape[1] > 1 and bool((mask == mask[:, :1]).all())
+    return mask[:, :1] if alike else mask

@@ -22,6 +22,7 @@ from axplain.errors import UnsupportedModel, warn
 _lock = threading.Lock()
 _users: Counter[tuple[int, str]] = Counter()  # calls that explain a model, by its id and how
 _evaluations: Counter[int] = Counter()  # passes that hold a model in evaluation mode, by its id
+_seen: Any = None  # numpy's state as it was read last
 _modes: dict[int, list[tuple[torch.nn.Module, bool]]] = {}  # the training flags that those passes put back
 
 
@@ -37,9 +38,8 @@ class RandomStates:
     @classmethod
     def capture(cls, device: torch.device) -> RandomStates:
         """Read the states; none is moved."""
-        numpy = sys.modules.get("numpy")
         cuda = (torch.cuda.get_rng_state(device), device.index or 0) if device.type == "cuda" else None
-        return cls(random.getstate(), numpy and numpy.random.get_state(), torch.get_rng_state(), cuda)
+        return cls(random.getstate(), _numpy_state(), torch.get_rng_state(), cuda)
 
     def moved(self) -> bool:
         """Whether a generator has been used since."""
@@ -55,6 +55,17 @@ class RandomStates:
             sys.modules["numpy"].random.set_state(self.numpy)
         if self.cuda is not None:
             torch.cuda.set_rng_state(*self.cuda)
+
+
+def _numpy_state() -> Any:
+    """Return the state of numpy's generator, the one read last where it has not moved since; None without numpy.
+
+    A state without a Gaussian left over gets one only by drawing, which moves it.
+    """
+    global _seen
+    if "numpy" in sys.modules and (_seen is None or _seen[3] or not _same_numpy(_seen)):
+        _seen = sys.modules["numpy"].random.get_state()
+    return _seen
 
 
 def _same_numpy(before: Any) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from axplain import hookimpl
+from axplain.moments import Moments, merged
 from axplain.problem import Problem
 from axplain.protocols import Answers, Coefficients, Plan, Points, Reduced
 
@@ -21,15 +22,13 @@ class Sums:
     """The sum so far, (features, batch); or the estimate that is not whole yet, and the moments of those that are."""
 
     total: Tensor
-    units: int = 0
-    mean: Tensor | None = None
-    spread: Tensor | None = None
+    estimates: Moments | None = None
     ends: tuple[Tensor, Tensor] | None = None
 
 
 @attrs.frozen
 class Readout:
-    """`sum_s coefficient_sf * value_s`; where samples are independent estimates, their mean, by Welford."""
+    """`sum_s coefficient_sf * value_s`; where samples are independent estimates, their mean."""
 
     def start(self, block: Problem, plan: Plan) -> Sums:
         size = (block.features().count, block.batch)
@@ -51,10 +50,11 @@ class Readout:
         return state
 
     def finish(self, state: Sums, block: Problem) -> Reduced:
-        features = (state.total if state.mean is None else state.mean).T
+        estimates = state.estimates
+        features = (estimates.mean if estimates else state.total).T
         errors = None
-        if state.spread is not None and state.units >= LEAST_UNITS:
-            errors = block.features().spread((state.spread / (state.units * (state.units - 1))).sqrt().T)
+        if estimates and estimates.count >= LEAST_UNITS:
+            errors = block.features().spread(estimates.standard_error.T)
         return Reduced(block.features().spread(features), errors, features)
 
 
@@ -62,29 +62,19 @@ def _add_units(state: Sums, entries: Coefficients, terms: Tensor) -> None:
     """Add the estimates that are whole to the moments, and keep the one that is not."""
     assert entries.unit is not None, "asked for entries that have units"
     features, batch = state.total.shape
+    before = state.estimates.count if state.estimates else 0
     last = int(entries.unit.max()) if len(entries.unit) else -1
-    count = max(last + 1, entries.complete) - state.units
+    count = max(last + 1, entries.complete) - before
     if count <= 0:
         return
     sums = torch.zeros(count * features, batch, dtype=terms.dtype, device=terms.device)
-    sums.index_add_(0, (entries.unit - state.units) * features + entries.feature, terms)
+    sums.index_add_(0, (entries.unit - before) * features + entries.feature, terms)
     sums = sums.view(count, features, batch)
     sums[0] += state.total
-    whole = entries.complete - state.units
+    whole = entries.complete - before
     if whole > 0:
-        _merge(state, sums[:whole])
+        state.estimates = merged(state.estimates, Moments.of(sums[:whole]))
     state.total = sums[whole].clone() if whole < count else torch.zeros_like(state.total)
-
-
-def _merge(state: Sums, estimates: Tensor) -> None:
-    count, before = len(estimates), state.units
-    mean = estimates.mean(0)
-    spread = (estimates - mean).square().sum(0)
-    if state.mean is not None and state.spread is not None:
-        step, share = mean - state.mean, count / (before + count)
-        mean = state.mean + step * share
-        spread = state.spread + spread + step * step * before * share
-    state.mean, state.spread, state.units = mean, spread, before + count
 
 
 @hookimpl
