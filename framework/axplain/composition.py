@@ -16,6 +16,7 @@ from torch import Tensor
 from axplain.coalitions import AskCoalitions
 from axplain.discovery import catalog
 from axplain.engine import Engine, Need, out_of_memory
+from axplain.errors import ArgumentError
 from axplain.parameters import Call, settle, settle_values, sized
 from axplain.problem import Problem
 from axplain.propagation.passes import Comparison, RulePass
@@ -24,9 +25,11 @@ from axplain.propagation.tape import Tape
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Reduced, Settings
 from axplain.registry import registry
 from axplain.residuals import Ends, with_completeness
+from axplain.seats.reading import Activation, Gradient, ThroughNeuron
 from axplain.seats.tail import lowered
-from axplain.specs import Composition, FromParameter, Spec, Use
+from axplain.specs import Composition, Evaluation, FromParameter, Spec, Use
 from axplain.structure import Rows, Tensors, concatenate, map_tensors, rows_by_samples
+from axplain.targets import resolve_neuron
 
 #: samples after which a tolerance looks at the standard errors for the first time, and how many more each time
 FIRST_LOOK: Final = 64
@@ -44,12 +47,14 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     alone = problem.seating is None and call.innermost.spec.requires.min_batch == 1  # some compare examples
     if alone and problem.groups is not None and problem.groups.uneven:
         return _by_features(call, problem, engine, settings)
-    if problem.seating is not None and spec.seats != "inner":  # a lift disturbs the input, its method is at the seat
+    # a lift disturbs the input, its method is at the seat
+    if problem.seating is not None and spec.seats != "inner" and spec.perturb_at == "seat":
         verify = settings.verify and problem.seating.cut
         return run_method(call, lowered(problem, engine), engine, attrs.evolve(settings, verify=verify))
     claim = spec.claim("completeness")
     claimed = claim is not None and claim.kind != "inherited"  # a lift aggregates the checks of its inner method
     checks = settings.verify and claimed and problem.references is not None
+    checks = checks and (problem.seating is None or problem.seating.cut)
     averages = spec.baseline == "reference" and problem.reference_table().count > 1
     settings = attrs.evolve(settings, values=call.values, ends=checks and not averages)
     if averages:
@@ -141,7 +146,9 @@ def need_of(call: Call) -> Need:
         return "gradient"
     if composition.evaluation.method is not None:
         return need_of(_inner(composition.evaluation.method, call.values))
-    return "rules" if composition.evaluation.rules is not None else composition.evaluation.kind  # type: ignore[return-value]
+    if composition.evaluation.rules is not None:
+        return "rules"
+    return "value" if composition.evaluation.kind in ("value", "activation") else "gradient"
 
 
 def _inner(use: Use, values: Mapping[str, Any]) -> Call:
@@ -208,6 +215,10 @@ class Composed:
             return _AskRules.of(rules, problem, engine, ends=settings.ends and plan.count == 1)
         if kind == "value" and "mask" in _provides(self.composition.perturbation, settings.values):
             return AskCoalitions()
+        if kind == "through":
+            return _AskThrough.of(self.composition.evaluation, settings.values, problem)
+        if kind == "activation" or kind == "jvp" or (kind == "gradient" and problem.seating is not None):
+            return _AskLayer(kind)
         if kind != "method":
             return _AskModel(kind, ends=settings.ends and plan.columns is None)
         assert use is not None, "an evaluation of kind 'method' names one"
@@ -232,6 +243,55 @@ class _AskModel:
             answers, told = engine.ask_with_riders(block, points.rows, index, self.need, ends.rows)
             return attrs.evolve(answers, ends=ends.told(told))
         return engine.ask(block, points.rows, index, self.need)
+
+
+@attrs.frozen
+class _AskLayer:
+    """Asks at points of the input what a layer holds, its gradient, or the latter times its rate along the tangents."""
+
+    kind: Literal["activation", "gradient", "jvp"]
+    batched: bool = True
+
+    @property
+    def need(self) -> Need:
+        """What bounds the rows of a chunk."""
+        return {"activation": "value", "gradient": "gradient", "jvp": "rules"}[self.kind]  # type: ignore[return-value]
+
+    def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
+        assert block.seating is not None, "the door refuses such a method without a layer"
+        tangents = points.tangent if self.kind == "jvp" else None
+        if tangents is not None:
+            each = (points.samples, block.batch)
+            tangents = map_tensors(lambda t: t.expand(*each, *t.shape[2:]).flatten(0, 1), tangents)
+        reading = Activation(block.seating) if self.kind == "activation" else Gradient(block.seating, tangents)
+        return engine.ask(block, points.rows, block.everyone().repeat(points.samples), self.need, reading)
+
+
+@attrs.frozen(eq=False)
+class _AskThrough:
+    """Asks for the gradient of what passes a neuron on its way to the target."""
+
+    reading: ThroughNeuron
+    batched: bool = True
+    need: Literal["rules"] = "rules"
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, values: Mapping[str, Any], problem: Problem) -> _AskThrough:
+        """Find the neuron that a parameter of the method names.
+
+        Raises:
+            ArgumentError: it is none of the model, or a function of a layer, which has no derivative of its own.
+        """
+        assert evaluation.through is not None, "the reader demands the parameter"
+        name = evaluation.through.parameter
+        unit = values[name]
+        if callable(unit.index):
+            raise ArgumentError(name, "a callable came as its index", "one index, or a tuple of ints and slices")
+        return cls(ThroughNeuron(resolve_neuron(unit, problem.model, name)))
+
+    def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
+        index = block.everyone().repeat(points.samples)
+        return engine.ask(block, points.rows, index, self.need, self.reading)
 
 
 @attrs.frozen(eq=False)
@@ -332,7 +392,7 @@ class _AskMethod:
         return Answers(terms=outcome.attributions, checks=outcome.checks)
 
 
-Evaluating = _AskModel | _AskRules | _AskMethod | AskCoalitions
+Evaluating = _AskModel | _AskLayer | _AskThrough | _AskRules | _AskMethod | AskCoalitions
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ import attrs
 
 from axplain.errors import SpecError, UnknownMethod, log, near_names
 from axplain.reader import read_spec
-from axplain.specs import EXPLAINS, GIVES, GROUPS, FromParameter, Spec, Use
+from axplain.specs import AT_LAYER, EXPLAINS, GIVES, GROUPS, FromParameter, Spec, Use
 
 _KEYS = {"rules": "evaluation"}  # kind -> the key of the composition that names it, where the two differ
 SPEC_GROUP = "axplain.specs"
@@ -179,9 +179,11 @@ def composition_fault(spec: Spec, specs: Mapping[tuple[str, str], Spec]) -> str:
         return ""
     if "references" in perturbation.provides and composition.baseline == "none":
         return f"perturbation {perturbation.name!r} starts from references: say which @ composition.baseline"
-    missing = aggregation.needs - perturbation.provides - GIVES[composition.evaluation.kind]
+    given = GIVES[composition.evaluation.kind] | (AT_LAYER if spec.perturb_at == "input" else frozenset())
+    missing = aggregation.needs - perturbation.provides - given
     multiply = composition.aggregation.arguments.get("multiply_by")
-    if multiply == "tangent" and "tangent" not in perturbation.provides:
+    along = multiply == "tangent" or composition.evaluation.kind == "jvp"
+    if along and "tangent" not in perturbation.provides:
         missing |= {"tangent"}
     if missing:
         return (

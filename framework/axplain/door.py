@@ -25,7 +25,16 @@ from axplain.registry import registry
 from axplain.seats.sites import AtSeat, Site, resolve_sites
 from axplain.specs import Composition, Spec
 from axplain.structure import Structure, Tensors, all_finite, structure_of
-from axplain.targets import CallableTarget, IndexTarget, Neuron, OutputTarget, SeveralTargets, Target, resolve_neuron
+from axplain.targets import (
+    CallableTarget,
+    IndexTarget,
+    Neuron,
+    NoTarget,
+    OutputTarget,
+    SeveralTargets,
+    Target,
+    resolve_neuron,
+)
 
 
 @attrs.frozen
@@ -49,7 +58,7 @@ class Several:
 
 @attrs.frozen(eq=False)
 class Layers:
-    """The layers of a call, and what can be settled only once it is known what they hold."""
+    """The layers of a call, none where one is to be chosen, and what waits until it is known what they hold."""
 
     sites: tuple[Site, ...]
     several: bool
@@ -101,28 +110,21 @@ def question(
     """
     call = settle_call(method, noise, parameters)
     spec = call.innermost.spec
-    if layer is not None and "layer" not in spec.seats:
-        cure = "For one unit of it pass target=axplain.neuron(layer, index)."
-        raise ArgumentError("layer", "a layer came", f"nothing: {spec.name} explains the input", cure)
-    if isinstance(baselines, AtSeat) and layer is None:
-        raise ArgumentError("baselines", "at_seat(...) came without a layer", "layer=, or baselines of the input")
-    if feature_mask is not None and spec.requires.features != "grouped":
-        raise ArgumentError(
-            "feature_mask", "a mask came", f"nothing: {call.spec.name} does not group features", "Leave it out."
-        )
+    _check_wanted(call, layer, target, baselines, feature_mask)
     if not callable(model):
         raise ArgumentError("model", f"{type(model).__name__} came", "a torch.nn.Module or a callable")
     encoded, modality_name = _encode(x, modality)
     inputs, structure = _inputs(encoded)
-    lifts = [spec for spec in call.specs if spec.seats == "inner"]
-    check_requirements(inputs, structure, call.specs if layer is None else lifts, "x")
+    at_layer = layer is not None or spec.seats == ("layer",)
+    disturbing = [each for each in call.specs if not at_layer or each.seats == "inner" or each.perturb_at == "input"]
+    check_requirements(inputs, structure, disturbing, "x")
     adapter = Model(model, structure)
     _check_model(adapter, inputs[0].device)
     _check_numbers(inputs, structure)
     key = Key(_seed(seed))
     if baselines is None and spec.baselines is not None:
         baselines = {"use": spec.baselines.name, **spec.baselines.resolve(call.innermost.values)}
-    layers = None if layer is None else _layers(layer, adapter, feature_mask, baselines, spec)
+    layers = _layers(layer, adapter, feature_mask, baselines, spec) if at_layer else None
     at_input = None if isinstance(baselines, AtSeat) else baselines
     kind = "none" if isinstance(baselines, AtSeat) else spec.baseline
     problem = Problem(
@@ -144,7 +146,7 @@ def question(
         call=call,
         problem=problem,
         structure=structure,
-        target=_target(target, adapter, len(inputs[0])),
+        target=_target(target, adapter, len(inputs[0])) if spec.requires.target else NoTarget(),
         batch_size=_batch_size(batch_size),
         tolerance=_tolerance(tolerance, call, parameters),
         verify=_flag(verify, "verify"),
@@ -155,12 +157,41 @@ def question(
     )
 
 
+def _check_wanted(call: Call, layer: Any, target: Any, baselines: Any, feature_mask: Any) -> None:
+    """Refuse arguments that the method has no use for, and a missing one that it cannot do without."""
+    spec = call.innermost.spec
+    if layer is not None and "layer" not in spec.seats:
+        cure = "For one unit of it pass target=axplain.neuron(layer, index)."
+        raise ArgumentError("layer", "a layer came", f"nothing: {spec.name} explains the input", cure)
+    if layer is None and spec.seats == ("layer",) and spec.requires.layer != "spatial":
+        raise ArgumentError("layer", "nothing came", f"a layer: {spec.name} attributes to what one holds")
+    if target is not None and not spec.requires.target:
+        raise ArgumentError("target", f"{target!r} came", f"nothing: {spec.name} explains no target", "Leave it out.")
+    if isinstance(baselines, AtSeat):
+        _check_at_seat(layer, spec)
+    if feature_mask is not None and spec.requires.features != "grouped":
+        expected = f"nothing: {call.spec.name} does not group features"
+        raise ArgumentError("feature_mask", "a mask came", expected, "Leave it out.")
+
+
+def _check_at_seat(layer: Any, spec: Spec) -> None:
+    if layer is None:
+        raise ArgumentError("baselines", "at_seat(...) came without a layer", "layer=, or baselines of the input")
+    if spec.baseline == "none":
+        expected = f"nothing: {spec.name} uses no baselines"
+        raise ArgumentError("baselines", "at_seat(...) came", expected, "Leave it out.")
+    if spec.perturb_at == "input":
+        expected = f"baselines of the input: {spec.name} moves along a path of inputs"
+        raise ArgumentError("baselines", "at_seat(...) came", expected)
+
+
 def _layers(layer: Any, model: Model, feature_mask: Any, baselines: Any, spec: Spec) -> Layers:
     """Find the layers, and keep what waits for their shapes."""
-    if isinstance(baselines, AtSeat) and spec.baseline == "none":
-        cure = "Leave it out."
-        raise ArgumentError("baselines", "at_seat(...) came", f"nothing: {spec.name} uses no baselines", cure)
     given = baselines.value if isinstance(baselines, AtSeat) else None
+    if layer is None:
+        return Layers((), False, feature_mask, given)
+    if isinstance(layer, list | tuple) and not spec.mirrors:
+        raise ArgumentError("layer", "several came", f"one: {spec.name} gives one map", "Call it once for each.")
     return Layers(resolve_sites(layer, model), isinstance(layer, list | tuple), feature_mask, given)
 
 

@@ -20,6 +20,7 @@ from axplain.propagation.passes import PROBE_ROWS, Comparison, RulePass, Run, re
 from axplain.propagation.rules import RuleSet
 from axplain.propagation.tape import Axes, Tape
 from axplain.protocols import Answers
+from axplain.seats.reading import Reading
 from axplain.structure import Rows, Tensors, accumulator, concatenate, map_tensors
 
 #: "rules" is a gradient under a rule set: its graph keeps about half as much again
@@ -53,11 +54,13 @@ class Engine:
     _passes: int = attrs.field(default=0, init=False)
     _measured: Measured | None = attrs.field(default=None, init=False)
 
-    def ask(self, problem: Problem, x: Tensors, index: Tensor, need: Need, under: Comparison | None = None) -> Answers:
+    def ask(
+        self, problem: Problem, x: Tensors, index: Tensor, need: Need, under: Comparison | Reading | None = None
+    ) -> Answers:
         """Return the target's value, and its gradient if needed, at rows that belong to the examples of `index`.
 
-        `under` replaces the gradient by the one of a rule set. Rows are split to what fits in memory; where memory
-        runs out the chunk is halved and the work goes on.
+        `under` replaces the gradient by the one of a rule set, or by what is read at a layer. Rows are split to what
+        fits in memory; where memory runs out the chunk is halved and the work goes on.
 
         Raises:
             UnsupportedModel: the output has no gradient, is not finite, or one row does not fit in memory.
@@ -72,7 +75,9 @@ class Engine:
             return _join(pieces)
         forward, backward = self.count.forward, self.count.backward
         try:
-            if need == "value":
+            if isinstance(under, Reading):
+                answers = self._read(problem, x, index, under)
+            elif need == "value":
                 answers = self._value(problem, x, index)
             else:
                 answers = self._gradient(problem, x, index, under.ready() if under else None)
@@ -219,6 +224,15 @@ class Engine:
         self._count(len(index), 0)
         return Answers(value=finite_values(value))
 
+    def _read(self, problem: Problem, x: Tensors, index: Tensor, reading: Reading) -> Answers:
+        if reading.backward:
+            read = reading.take(x, lambda rows: self._select(problem, rows, index))
+        else:
+            read = reading.take(x, lambda rows: self._pass(problem, rows, index))
+        self._count(len(index), len(index) if reading.backward else 0)
+        value = None if read.value is None else finite_values(read.value)
+        return Answers(value=value, terms=read.terms, activation=read.activation)
+
     def _gradient(self, problem: Problem, x: Tensors, index: Tensor, under: RulePass | None = None) -> Answers:
         with torch.enable_grad():
             leaves, rows = _leaves(x)
@@ -298,7 +312,13 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _join(pieces: list[Answers]) -> Answers:
-    value = torch.cat([piece.value for piece in pieces if piece.value is not None])
+    values = [piece.value for piece in pieces if piece.value is not None]
     terms = [piece.terms for piece in pieces if piece.terms is not None]
+    held = [piece.activation for piece in pieces if piece.activation is not None]
     ends = [piece.ends for piece in pieces if piece.ends is not None]
-    return Answers(value=value, terms=concatenate(terms) if terms else None, ends=concatenate(ends) if ends else None)
+    return Answers(
+        value=torch.cat(values) if values else None,
+        terms=concatenate(terms) if terms else None,
+        activation=concatenate(held) if held else None,
+        ends=concatenate(ends) if ends else None,
+    )

@@ -32,7 +32,7 @@ from axplain.registry import registry
 from axplain.residuals import warn_if_drifting, warn_incomplete
 from axplain.seats.settling import carried_rows, references_of, seated, shaped
 from axplain.specs import FromParameter, Spec
-from axplain.structure import Rows, Tensors, all_finite
+from axplain.structure import Rows, Structure, Tensors, all_finite
 from axplain.targets import NeuronTarget, PredictedTarget
 
 P = ParamSpec("P")
@@ -224,7 +224,7 @@ def _planned(asked: Question) -> Cost:
         references_of(asked),
         asked.problem.groups.count if asked.problem.groups else 0,
         carried_rows(asked),
-        lambda call: planned_samples(call, shaped(asked.problem)),
+        lambda call: planned_samples(call, shaped(asked)),
         tolerance=asked.tolerance,
         verify=asked.verify,
         predicts=asked.target is None,
@@ -267,19 +267,20 @@ def _progress(wanted: bool | Callable[[int, int], None], label: str) -> Iterator
 def _explanation(
     asked: Question, problem: Problem, outcome: Outcome, engine: Engine, bound: str, seconds: float
 ) -> Explanation:
-    call, structure = asked.call, asked.structure
+    call = asked.call
+    structure = asked.structure if call.innermost.spec.mirrors else Structure("tensor", ("x",))
     checks = {name: values.detach() for name, values in outcome.checks.items()}
     function = problem.model.function
     errors = outcome.standard_errors
     return Explanation(
-        attributions=structure.pack(_mirror(outcome.attributions, problem)),
+        attributions=structure.pack(_mirror(outcome.attributions, asked, problem)),
         method=call.spec.name,
         spec_version=call.spec.version,
         parameters=call.describe(),
         target=problem.target.describe(),
         residuals={name: values for name, values in checks.items() if name != "difference"},
         difference=checks.get("difference"),
-        standard_errors=None if errors is None else structure.pack(_mirror(errors, problem)),
+        standard_errors=None if errors is None else structure.pack(_mirror(errors, asked, problem)),
         cost=Cost(engine.count.forward, engine.count.backward, engine.count.check_forward, bound),
         seconds=seconds,
         notes=_notes(asked, outcome, engine),
@@ -333,9 +334,17 @@ def _seat_note(asked: Question) -> dict[str, Any]:
     return {"completeness": f"does not apply: what the target knows of x does not all pass {seating}"}
 
 
-def _mirror(tensors: Tensors, problem: Problem) -> Tensors:
-    """Give attributions the shape, device and dtype of the inputs, or of the seat; integers get float32."""
+def _mirror(tensors: Tensors, asked: Question, problem: Problem) -> Tensors:
+    """Give attributions the shape, device and dtype of the inputs, or of the seat; integers get float32.
+
+    Of a method that mirrors neither, a number for each example and place.
+    """
     wanted = problem.seat_shapes
+    if not asked.call.innermost.spec.mirrors:
+        if len(tensors) != 1 or len(tensors[0]) != problem.batch:
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            raise PluginError(f"the method returned {shapes}; expected one tensor with {problem.batch} rows")
+        wanted = [(tensors[0].shape, wanted[0][1])]
     for tensor, (shape, _) in zip(tensors, wanted, strict=True):
         if tensor.shape != shape:
             raise PluginError(f"the method returned the shape {tuple(tensor.shape)} for an input {tuple(shape)}")

@@ -119,5 +119,5 @@ def _fit(mask: Any, x: Tensor, label: str) -> Tensor:
     if not fits or any(size not in (1, full) for size, full in zip(mask.shape[1:], x.shape[1:], strict=True)):
         raise ArgumentError(label, f"shape {tuple(mask.shape)} came", expected)
     mask = mask.to(x.device, torch.long)
-    alike = mask.ndim > 2 and mask.shape[1] > 1 and bool((mask == mask[:, :1]).all())
-    return mask[:, :1] if alike else mask
+    one: Tensor = mask.narrow(1, 0, 1) if mask.ndim > 2 else mask
+    return one if bool((mask == one).all()) else mask

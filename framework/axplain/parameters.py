@@ -227,6 +227,7 @@ _TYPES: dict[str, Callable[[Any, Parameter], bool]] = {
     "shape": _is_shape,
     "tensor": lambda value, _: hasattr(value, "dtype") and hasattr(value, "shape"),
     "callable": lambda value, _: callable(value),
+    "neuron": lambda value, _: hasattr(value, "layer") and hasattr(value, "index"),
 }
 _NOUNS = {
     "int": "a whole number",
@@ -234,6 +235,7 @@ _NOUNS = {
     "bool": "True or False",
     "text": "a string",
     "shape": "a whole number or a tuple of them",
+    "neuron": "axplain.neuron(layer, index)",
 }
 
 

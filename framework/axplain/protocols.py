@@ -93,12 +93,14 @@ class Answers:
 
     `value`: (rows,); of several targets, (rows, targets), which an aggregation gets as (rows * targets,): pairs of an
     example and a target are its examples. `terms`: (rows, ...) per tensor: the gradients, or an inner method's
-    attributions. `checks`: (rows,) each: an inner method's own checks. `ends`: (examples * targets,) float64 each, F(x)
-    and mean F(x'), where they were asked on the way.
+    attributions. `activation`: (rows, ...) per tensor of the layer, where it was read there. `checks`: (rows,) each: an
+    inner method's own checks. `ends`: (examples * targets,) float64 each, F(x) and mean F(x'), where they were asked on
+    the way.
     """
 
     value: Tensor | None = None
     terms: Tensors | None = None
+    activation: Tensors | None = None
     checks: Mapping[str, Tensor] = attrs.field(factory=dict)
     ends: tuple[Tensor, Tensor] | None = None
 

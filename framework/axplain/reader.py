@@ -44,7 +44,7 @@ RESERVED = frozenset(
 _FORMULA_NAMES = {"batch", "references", "features", "samples", "inner.forward_rows", "inner.backward_rows"}
 _DEFAULTS: dict[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "bool": (bool,), "choice": (str,), "text": (str,), "method": (str, dict),
-    "shape": (int,), "tensor": (), "callable": (),
+    "shape": (int,), "tensor": (), "callable": (), "neuron": (),
 }  # fmt: skip
 _INTERNAL = {"origin", "distribution"}
 
@@ -121,7 +121,18 @@ def spec_faults(spec: Spec) -> list[str]:
     ]
     known = PROVIDES.union(*GIVES.values())
     faults += [f"{name!r} is none of {', '.join(sorted(known))} @ needs" for name in sorted(spec.needs - known)]
-    return faults + _parameter_faults(spec) + _formula_faults(spec) + _reference_faults(spec)
+    return faults + _layer_faults(spec) + _parameter_faults(spec) + _formula_faults(spec) + _reference_faults(spec)
+
+
+def _layer_faults(spec: Spec) -> list[str]:
+    """Return what does not fit between where a method perturbs, what it asks there, and where it attributes to."""
+    kind = spec.composition.evaluation.kind if spec.composition else ""
+    faults = []
+    if spec.perturb_at == "input" and spec.seats != ("layer",):
+        faults.append("a method that perturbs the input and reads elsewhere has seats = ['layer'] @ perturb_at")
+    if kind in ("activation", "jvp") and spec.perturb_at != "input":
+        faults.append(f"{kind!r} is read at a layer: perturb_at = 'input' @ composition.evaluation")
+    return faults
 
 
 def _claim_faults(claim: Claim) -> list[str]:
@@ -187,6 +198,7 @@ def _reference_faults(spec: Spec) -> list[str]:
             uses[f"composition.{name}"] = getattr(composition, name)
         uses["composition.evaluation"] = composition.evaluation.method or composition.evaluation.rules
         named += [(f"composition.post.{name}", value) for name, value in composition.post.items()]
+        named.append(("composition.evaluation", composition.evaluation.through))
     for place, use in uses.items():
         if use is not None:
             named += [(place, use.name), *((f"{place}.{key}", value) for key, value in use.arguments.items())]
@@ -214,15 +226,18 @@ def _use(value: Any, _: type) -> Use:
 
 
 def _evaluation(value: Any, _: type) -> Evaluation:
-    if value in ("value", "gradient"):
+    if value in ("value", "gradient", "activation", "jvp"):
         return Evaluation(value)
+    if isinstance(value, dict) and value.keys() == {"through"}:
+        return Evaluation("through", through=FromParameter(_text(value["through"], str)))
     if isinstance(value, dict) and "method" in value:
         arguments = {name: _literal(argument) for name, argument in value.items() if name != "method"}
         return Evaluation("method", Use(_literal(value["method"]), arguments))
     if isinstance(value, dict) and "rules" in value:
         arguments = {name: _literal(argument) for name, argument in value.items() if name != "rules"}
         return Evaluation("gradient", rules=Use(_literal(value["rules"]), arguments))
-    raise ValueError("expected 'value', 'gradient', { rules = ... } or { method = ... }")
+    kinds = "'value', 'gradient', 'activation', 'jvp'"
+    raise ValueError(f"expected {kinds}, {{ through = parameter }}, {{ rules = ... }} or {{ method = ... }}")
 
 
 def _exact(type_: type) -> Any:

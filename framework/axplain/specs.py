@@ -35,12 +35,18 @@ GIVES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "value": frozenset({"value"}),
         "gradient": frozenset({"value", "gradient", "terms"}),
+        "activation": frozenset({"activation", "terms"}),
+        "jvp": frozenset({"value", "activation", "terms"}),
+        "through": frozenset({"value", "terms"}),
         "method": frozenset({"attribution", "terms"}),
     }
 )
 PROVIDES: Final = frozenset({"weight", "mask", "soft", "coefficients", "tangent", "references"})
 
-ParameterType = Literal["int", "float", "bool", "choice", "text", "shape", "method", "tensor", "callable"]
+#: what a layer gives beside gradients, where a method perturbs the input and reads there
+AT_LAYER: Final = frozenset({"activation"})
+
+ParameterType = Literal["int", "float", "bool", "choice", "text", "shape", "method", "tensor", "callable", "neuron"]
 BaselineKind = Literal["none", "reference", "reference_set"]
 Post = Literal["abs"]
 Seat = Literal["input", "layer"]
@@ -97,12 +103,14 @@ class Use:
 class Evaluation:
     """What is asked at the points: values or gradients of the model, or the attributions of another method.
 
-    `rules`: the rule set that the gradient is taken under.
+    At a layer of which the points are inputs, also what it holds, or its gradient times its rate along the tangents;
+    `through`: the gradient of what passes a neuron. `rules`: the rule set that the gradient is taken under.
     """
 
-    kind: Literal["value", "gradient", "method"]
+    kind: Literal["value", "gradient", "activation", "jvp", "through", "method"]
     method: Use | None = None
     rules: Use | None = None
+    through: FromParameter | None = None
 
 
 @attrs.frozen
@@ -129,6 +137,8 @@ class Requires:
     `min_dims`: least dimensions of each input, batch included. `min_batch`: least examples. `features`: what the method
     switches on and off: nothing, every element by itself, or groups of them, which `feature_mask` gives.
     `operations`: whether the method explains models of any operations, or refuses some that it does not define.
+    `target`: whether it explains one. `layer`: what a layer has to hold; a method that explains layers alone and needs
+    axes of space takes the last convolution where the call names none.
     """
 
     input_dtype: Literal["any", "floating"] = "any"
@@ -136,6 +146,8 @@ class Requires:
     min_batch: int = 1
     features: Literal["none", "elements", "grouped"] = "none"
     operations: Literal["any", "some"] = "any"
+    target: bool = True
+    layer: Literal["any", "spatial"] = "any"
 
 
 @attrs.frozen
@@ -207,8 +219,10 @@ class Spec:
 
     A method either has a `composition` or is code, found by the entry point of its name; `references` says what such
     code, or a rule set, takes as baselines; `baselines` is what stands for absence where a call does not say.
-    `known_failures` says of axioms that the kit finds broken why they are. `provides` belongs to perturbations, `needs`
-    to aggregations, `axiom` to axioms.
+    `perturb_at`: where the model is looked at for a method that attributes to a layer: at points of its values, or
+    of the input. `mirrors`: whether attributions have the shape of the seat; else they are (batch, ...), a number for
+    each place or token. `known_failures` says of axioms that the kit finds broken why they are. `provides` belongs to
+    perturbations, `needs` to aggregations, `axiom` to axioms.
     """
 
     spec: int
@@ -221,6 +235,8 @@ class Spec:
     family: str = ""
     citation: tuple[str, ...] = ()
     seats: tuple[Seat, ...] | Literal["inner"] = ("input",)
+    perturb_at: Literal["seat", "input"] = "seat"
+    mirrors: bool = True
     aliases: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
     signed: bool = True

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import attrs
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten  # containers, and the outputs of Hugging Face models
 
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.model import Model, output_tensor
@@ -65,6 +66,20 @@ class _Same:
     @contextmanager
     def watching(self, model: Model) -> Iterator[None]:
         yield
+
+
+@attrs.frozen(eq=False)
+class NoTarget(_Same):
+    """For methods that explain none: all that the model returns, summed, tells one pass from another."""
+
+    def select(self, raw: Any, index: Tensor) -> Tensor:
+        """Return one number for all rows."""
+        tensors = [leaf for leaf in tree_flatten(raw)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return torch.stack([tensor.sum() for tensor in tensors]).sum().expand(len(index))
+
+    def describe(self) -> Any:
+        """Return the target as JSON can hold it."""
+        return "none"
 
 
 @attrs.frozen(eq=False)
@@ -272,10 +287,11 @@ class NeuronTarget(_Same):
         output = rows_of(seen[0], len(index))
         if callable(self.index):
             return CallableTarget(self.index).select(output, index)
-        picked = self._pick(output)
+        picked = self.pick(output)
         return picked.reshape(len(index), -1).sum(1)
 
-    def _pick(self, output: Tensor) -> Tensor:
+    def pick(self, output: Tensor) -> Tensor:
+        """Return the unit, or the units, of each row: an index that is no callable."""
         wanted = self.index if isinstance(self.index, tuple) else (self.index,)
         verb = "returns" if self.site.of == "output" else "is given"
         if len(wanted) != output.ndim - 1:
@@ -305,7 +321,7 @@ class NeuronTarget(_Same):
         """Keep the layer's value while one pass runs."""
 
         def see(site: int, call: int, leaves: list[Any]) -> None:
-            self._seen.append(self._value(leaves).clone())  # the next layer may write over it
+            self._seen.append(self.value_in(leaves).clone())  # the next layer may write over it
 
         try:
             with hooked((self.site,), see):
@@ -313,7 +329,8 @@ class NeuronTarget(_Same):
         finally:
             self._seen.clear()
 
-    def _value(self, leaves: list[Any]) -> Tensor:
+    def value_in(self, leaves: list[Any]) -> Tensor:
+        """Return the tensor that the neuron is a unit of, among what the layer returned or was given."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors:  # an object that is no container of torch's
             return output_tensor(leaves[0] if leaves else None)
@@ -340,8 +357,8 @@ def rows_of(output: Tensor, rows: int) -> Tensor:
     return output
 
 
-def resolve_neuron(unit: Neuron, model: Model) -> NeuronTarget:
-    """Find the neuron's layer in the model.
+def resolve_neuron(unit: Neuron, model: Model, argument: str = "target") -> NeuronTarget:
+    """Find the neuron's layer in the model; `argument` is what an error says that it is.
 
     Raises:
         ArgumentError: the model has no such layer.
@@ -350,10 +367,10 @@ def resolve_neuron(unit: Neuron, model: Model) -> NeuronTarget:
     known = all(isinstance(item, numbers.Integral | slice) and not isinstance(item, bool) for item in wanted)
     if not callable(unit.index) and not (known and wanted):
         expected = "one index, a tuple of ints and slices, or a callable"
-        raise ArgumentError("target", f"neuron index {unit.index!r} came", expected)
+        raise ArgumentError(argument, f"neuron index {unit.index!r} came", expected)
     module = model.module
     if module is None:
         raise ArgumentError(
-            "target", "a neuron came and the model is a plain callable", "a torch.nn.Module as the model"
+            argument, "a neuron came and the model is a plain callable", "a torch.nn.Module as the model"
         )
-    return NeuronTarget(resolve_site(unit.layer, module, "target"), unit.index)
+    return NeuronTarget(resolve_site(unit.layer, module, argument), unit.index)

@@ -78,7 +78,7 @@ def test_list_of_a_family_lists_that_family_only() -> None:
 def test_list_of_an_unknown_family_says_which_there_are() -> None:
     error = run("list", "--family", "paths", status=2).stderr
     assert "'paths'" in error
-    assert "gradient, noise, path" in error
+    assert "gradient, layer, noise, path" in error
 
 
 def test_list_as_json_gives_what_the_specs_say() -> None:

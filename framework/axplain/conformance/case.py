@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -20,6 +21,7 @@ from axplain.randomness import Key
 from axplain.references import Distribution, distribution, resolve_references
 from axplain.specs import Claim
 from axplain.structure import Structure, Tensors, map_tensors, structure_of, total
+from axplain.targets import neuron
 
 Form = Literal["zeros", "number", "one", "each", "set"]
 #: an argument of `Case.explain` that was not given
@@ -112,10 +114,12 @@ class Question:
         subject = Subject.of(subject, **parameters) if isinstance(subject, str) else subject
         generator = torch.Generator("cpu").manual_seed(1000 + self.seed)
         x = tuple(normal(generator, self.batch, *shape) for shape in self.model.shapes)
+        network = self.model.build()
         return Case(
             subject=subject,
             claim=claim,
-            model=self.model.build(),
+            model=network,
+            network=network,
             x=x if len(x) > 1 else x[0],
             target=self.target % self.model.outputs,
             baselines=self._baselines(generator, subject) if subject.baseline != "none" else None,
@@ -146,7 +150,8 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 class Case:
     """A method asked about a model at an input: everything a check may use.
 
-    `extra`: further arguments of `explain`. `recipe`: what the model was made from; None for a user's own.
+    `extra`: further arguments of `explain`. `recipe`: what `network`, which the model is or is a
+    function of, was made from; None for a user's own.
     """
 
     subject: Subject
@@ -158,6 +163,7 @@ class Case:
     extra: Mapping[str, Any] = attrs.field(factory=dict)
     recipe: Recipe | None = None
     seed: int = 0
+    network: nn.Module | None = None
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.inputs)
@@ -183,6 +189,11 @@ class Case:
             raise NotApplicable("the model is no torch.nn.Module")
         return self.model
 
+    @property
+    def made(self) -> nn.Module:
+        """The network that the kit made, also where the case asks about a function of it."""
+        return self.network if self.network is not None else self.module
+
     def with_parameters(self, **parameters: Any) -> Case:
         """Return the same case with other parameters of the method."""
         return attrs.evolve(self, subject=self.subject.evolve(**parameters))
@@ -199,6 +210,9 @@ class Case:
             raise NotApplicable(f"it takes no {', '.join(sorted(lacking))}")
         arguments = {name: value for name, value in arguments.items() if name not in self.subject.lacks}
         model, x = self.model if model is None else model, self.x if x is KEEP else x
+        if self.recipe is not None and self.subject.needs_layer:
+            model = model if isinstance(model, nn.Module) else Holding(model, self.made)
+            arguments = self._at_layer(model) | arguments
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             answer = self.subject.explain(model, x, self.subject.spec, **arguments)
@@ -209,18 +223,44 @@ class Case:
         arguments |= {**self.subject.parameters, **changed}
         if self.subject.baseline == "none":
             del arguments["baselines"]
+        if not self.subject.call.innermost.spec.requires.target and "target" not in changed:
+            del arguments["target"]
         return arguments
+
+    def _at_layer(self, model: nn.Module) -> dict[str, Any]:
+        """Return the layer of the case, or a neuron of it, in the model itself, a part of another one, or a copy."""
+        assert self.recipe is not None, "asked for cases that the kit made"
+        own = self.made.get_submodule(self.recipe.layer)
+        layer = own if any(part is own for part in model.modules()) else self.recipe.layer
+        if not self.subject.neurons:
+            return {"layer": layer}
+        rows = [torch.zeros(1, *shape, dtype=torch.float64) for shape in self.recipe.shapes]
+        unit = (0,) * (self.held_at(*rows).ndim - 1)
+        return dict.fromkeys(self.subject.neurons, neuron(layer, unit))
+
+    def held_at(self, *inputs: Tensor) -> Tensor:
+        """Return what the layer of the case holds at some rows."""
+        assert self.recipe is not None, "asked for cases that the kit made"
+        found: list[Any] = []
+        model = copy.deepcopy(self.made)
+        layer = model.get_submodule(self.recipe.layer)
+        with layer.register_forward_hook(lambda _, __, out: found.append(out)), torch.no_grad():
+            model.double()(*inputs)
+        held: Tensor = found[0][0] if isinstance(found[0], tuple) else found[0]
+        return held
 
     def price(self, **changed: Any) -> Cost:
         """Return what the spec says that the same call costs; its arithmetic is the kernel's, for any subject."""
         arguments = self._arguments(changed)
+        if self.recipe is not None and self.subject.needs_layer:
+            arguments = self._at_layer(self.module) | arguments
         return estimate(self.model, self.x, self.subject.spec, **arguments)
 
     def attributions(self, model: Any = None, x: Any = KEEP, **more: Any) -> Tensors:
         """Return the attributions as a flat tuple, (batch, ...) each."""
         x = self.x if x is KEEP else x
         answer = self.explain(model, x, **more).attributions
-        structure = structure_of(x)
+        structure = structure_of(answer)
         assert structure is not None
         return map_tensors(torch.detach, structure.unpack(answer))
 
@@ -308,6 +348,18 @@ class Case:
     def whole(self, count: int) -> int:
         """Return a whole number below `count` that belongs to the case."""
         return self.seed % count
+
+
+class Holding(nn.Module):
+    """A function of a model, as a module that has the model as a part."""
+
+    def __init__(self, function: Callable[..., Any], model: nn.Module) -> None:
+        super().__init__()
+        self.function, self.model = function, model
+
+    def forward(self, *x: Any, **named: Any) -> Any:
+        """Call the function."""
+        return self.function(*x, **named)
 
 
 def _row(value: Any, i: int, batch: int) -> Any:

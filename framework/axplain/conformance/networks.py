@@ -65,10 +65,20 @@ class Recipe:
         """What is known about the function."""
         return _KINDS[self.kind].properties
 
+    @property
+    def layer(self) -> str:
+        """The name of a layer that all the output knows of the input passes; empty where there is none."""
+        return _KINDS[self.kind].layer
+
 
 def kinds_with(wanted: str | None, among: tuple[Kind, ...]) -> tuple[Kind, ...]:
     """Return the kinds that have a property; all of them where none is wanted."""
     return tuple(kind for kind in among if wanted is None or wanted in _KINDS[kind].properties)
+
+
+def kinds_with_layer(among: tuple[Kind, ...], *, spatial: bool) -> tuple[Kind, ...]:
+    """Return the kinds that have a layer to attribute to; one that gives maps where space is wanted."""
+    return tuple(kind for kind in among if _KINDS[kind].layer and (not spatial or kind == "conv_pool"))
 
 
 @attrs.frozen
@@ -97,6 +107,7 @@ class _Network:
     respelled: Callable[[Weights, Recipe], nn.Module] | None = None
     rewritten: Callable[[Weights, Recipe], nn.Module] | None = None
     shapes: Callable[[int], tuple[tuple[int, ...], ...]] = lambda features: ((features,),)
+    layer: str = ""
 
 
 HIDDEN: Final = 5
@@ -390,37 +401,45 @@ _KINKED: Final[frozenset[Property]] = frozenset({"piecewise_linear"})
 _KINDS: Final[Mapping[Kind, _Network]] = MappingProxyType(
     {
         "smooth": _Network(
-            _mlp(nn.Tanh), _SMOOTH | _RESPELLED, _functional_mlp(Tensor.tanh), _split_mlp(_sigmoid_tanh, least=-1.0)
+            _mlp(nn.Tanh),
+            _SMOOTH | _RESPELLED,
+            _functional_mlp(Tensor.tanh),
+            _split_mlp(_sigmoid_tanh, least=-1.0),
+            layer="1",
         ),
         "piecewise_linear": _Network(
-            _mlp(nn.ReLU), _KINKED | _RESPELLED, _functional_mlp(functional.relu), _split_mlp(_abs_relu)
+            _mlp(nn.ReLU), _KINKED | _RESPELLED, _functional_mlp(functional.relu), _split_mlp(_abs_relu), layer="1"
         ),
         "linear": _Network(_linear, frozenset({"smooth", "piecewise_linear", "linear", "additive", "multilinear"})),
         "additive": _Network(_additive, frozenset({"smooth", "additive"})),
         "multilinear": _Network(_multilinear, frozenset({"smooth", "multilinear"})),
-        "symmetric": _Network(_mlp(nn.Tanh, shape=_tied), _SMOOTH),
-        "with_dummy": _Network(_mlp(nn.Tanh, shape=_cut), _SMOOTH),
+        "symmetric": _Network(_mlp(nn.Tanh, shape=_tied), _SMOOTH, layer="1"),
+        "with_dummy": _Network(_mlp(nn.Tanh, shape=_cut), _SMOOTH, layer="1"),
         "bias_free_relu": _Network(
             _mlp(nn.ReLU, bias=False),
             _KINKED | frozenset({"positively_homogeneous", "respelled"}),
             _functional_mlp(torch.relu, bias=False),
             _split_mlp(_abs_relu, bias=False),
+            layer="1",
         ),
-        "monotone": _Network(_monotone, _SMOOTH),
+        "monotone": _Network(_monotone, _SMOOTH, layer="1"),
         "saturated": _Network(_saturated, _KINKED | frozenset({"additive"})),
         "conv_pool": _Network(
             lambda draw, recipe: _Images(draw, recipe.outputs),
             _KINKED | _RESPELLED,
             lambda draw, recipe: _SpelledImages(draw, recipe.outputs),
             shapes=lambda features: ((1, 6, 6),),
+            layer="norm",
         ),
         "attention": _Network(
-            lambda draw, recipe: _Tokens(draw, recipe.outputs), shapes=lambda features: ((features, 4),)
+            lambda draw, recipe: _Tokens(draw, recipe.outputs),
+            shapes=lambda features: ((features, 4),),
+            layer="norm",
         ),
         "shared_modules": _Network(_Shared, _KINKED),
         "functional": _Network(_functional),
-        "adjacent": _Network(_Adjacent),
-        "softmax": _Network(_softmax, _SMOOTH),
+        "adjacent": _Network(_Adjacent, layer="relu"),
+        "softmax": _Network(_softmax, _SMOOTH, layer="0"),
         "two_input": _Network(_TwoInputs, _SMOOTH, shapes=lambda features: ((features,), (2,))),
     }
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from axplain.conformance.case import Axiom, Form, Question, normal, rows_of
-from axplain.conformance.networks import KINDS, Kind, Recipe, kinds_with
+from axplain.conformance.networks import KINDS, Kind, Recipe, kinds_with, kinds_with_layer
 from axplain.conformance.subject import Subject
 from axplain.errors import MissingExtra
 from axplain.specs import Claim
@@ -114,6 +114,8 @@ def kinds_of(axiom: Axiom, claim: Claim | None, subject: Subject) -> tuple[Kind,
     if claim is not None:
         wanted = claim.model_class or (claim.when if claim.when in CONDITIONS else None)
     kinds = kinds_with(wanted, axiom.models)
+    if subject.needs_layer:
+        kinds = kinds_with_layer(kinds, spatial=subject.call.innermost.spec.requires.layer == "spatial")
     return tuple(k for k in kinds if min(map(len, Recipe(k).shapes)) + 1 >= subject.min_dims)
 
 

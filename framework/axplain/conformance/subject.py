@@ -11,6 +11,7 @@ from axplain.discovery import describe
 from axplain.formula import Formula
 from axplain.parameters import Call, settle
 from axplain.specs import Claim, FromParameter, Spec
+from axplain.targets import Neuron
 
 #: of every sample count that a case may choose: enough to mix several samples, few enough to be quick
 FEW: Final = 3
@@ -42,8 +43,18 @@ class Subject:
 
     @property
     def call(self) -> Call:
-        """The method with its settled parameters."""
-        return settle(self.spec, self.parameters)
+        """The method with its settled parameters; neurons are those of a case."""
+        return settle(self.spec, {**dict.fromkeys(self.neurons, Neuron("", 0)), **self.parameters})
+
+    @property
+    def neurons(self) -> tuple[str, ...]:
+        """The parameters that name a neuron of the model."""
+        return tuple(name for name, parameter in self.spec.parameters.items() if parameter.type == "neuron")
+
+    @property
+    def needs_layer(self) -> bool:
+        """Whether it attributes to layers alone, or through a neuron of one."""
+        return bool(self.neurons) or self.call.innermost.spec.seats == ("layer",)
 
     @property
     def baseline(self) -> str:

@@ -10,6 +10,7 @@ from axplain.groups import resolve_groups
 from axplain.guard import occupied, untouched
 from axplain.parameters import sized
 from axplain.problem import Problem, References
+from axplain.seats.choosing import last_convolution
 from axplain.seats.seating import Seating, structure_at
 from axplain.seats.survey import survey
 from axplain.seats.tail import resolved_at
@@ -29,13 +30,15 @@ def seated(asked: Question) -> Question:
     if request is None:
         return asked
     target = asked.target or PredictedTarget(torch.zeros(problem.batch, dtype=torch.long, device="cpu"))
-    with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
-        found = survey(attrs.evolve(problem, target=target), request.sites)
-    structure = structure_at(request.sites, found.slots, several=request.several)
     spec = asked.call.innermost.spec
-    seating = Seating(request.sites, structure, found, request.baselines, spec.baseline, spec.name)
+    with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
+        sites = request.sites or (last_convolution(problem, spec.name),)
+        found = survey(attrs.evolve(problem, target=target), sites)
+    structure = structure_at(sites, found.slots, several=request.several)
+    seating = Seating(sites, structure, found, request.baselines, spec.baseline, spec.name)
     like = _like(seating, problem.batch, problem.device)
-    check_requirements(like, structure, [each for each in asked.call.specs if each.seats != "inner"], "layer")
+    if spec.perturb_at == "seat":
+        check_requirements(like, structure, [each for each in asked.call.specs if each.seats != "inner"], "layer")
     groups, call = None, asked.call
     if spec.requires.features != "none":
         groups = resolve_groups(request.feature_mask, like, structure)
@@ -44,9 +47,10 @@ def seated(asked: Question) -> Question:
     return attrs.evolve(asked, call=call, problem=problem, structure=structure)
 
 
-def shaped(problem: Problem) -> Problem:
+def shaped(asked: Question) -> Problem:
     """Return a question of the shape that the method will see, for plans that are only counted."""
-    if problem.seating is None:
+    problem = asked.problem
+    if problem.seating is None or asked.call.innermost.spec.perturb_at == "input":
         return problem
     return attrs.evolve(problem, inputs=_like(problem.seating, problem.batch, problem.device), seating=None)
 
@@ -55,7 +59,7 @@ def carried_rows(asked: Question) -> int:
     """Return the rows that carry inputs and references to the seat."""
     problem = asked.problem
     references: References | None = problem.references
-    if problem.seating is None:
+    if problem.seating is None or asked.call.innermost.spec.perturb_at == "input":
         return 0
     if references is None:
         return problem.batch

@@ -16,7 +16,7 @@ from axplain.seats.seating import Slot, Survey, in_words
 from axplain.seats.sites import Site, hooked
 from axplain.seats.trace import ROWS, Trace, Tracing
 from axplain.structure import Tensors, map_tensors
-from axplain.targets import CallableTarget, NeuronTarget
+from axplain.targets import CallableTarget, NeuronTarget, NoTarget
 
 
 def survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
@@ -29,7 +29,9 @@ def survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
         return _survey(problem, sites)  # no key would tell what else another function reads
     shapes = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in problem.inputs)
     watched = tuple(part.site for part in problem.target.parts if isinstance(part, NeuronTarget))
-    key = ("seat", sites, shapes, _kinds(problem.arguments), watched)  # any index of an output is told by any other
+    aimless = isinstance(problem.target, NoTarget)
+    # any index of an output is told by any other
+    key = ("seat", sites, shapes, _kinds(problem.arguments), watched, aimless)
     found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites))
     return found
 
@@ -78,7 +80,7 @@ def _traced(
         raise ArgumentError("layer", f"{missing[0]}{which} is never reached for this x", "a layer that runs", cure)
     if rows == ROWS[0]:
         _check_handed_on(problem, sites, (x, index), states, value)
-    if not tracing.seated(value):
+    if not tracing.seated(value) and not isinstance(problem.target, NoTarget):
         raise ArgumentError(
             "layer", f"the target does not depend on {in_words(sites)}", "a layer that runs before the target"
         )

@@ -25,7 +25,11 @@ def check_mirror(case: Case) -> None:
     tensors = case.structure.unpack(answer)
     if len(tensors) != len(case.inputs):
         raise Violation(f"{len(tensors)} attributions came for {len(case.inputs)} inputs")
-    for got, x in zip(tensors, case.inputs, strict=True):
+    spec = case.subject.call.innermost.spec
+    at_layer = spec.seats == ("layer",) and case.recipe is not None
+    for got, x in zip(tensors, (case.held_at(*case.inputs),) if at_layer else case.inputs, strict=True):
+        if not spec.mirrors:
+            x = x[:, :1].expand_as(got) if got.ndim > 1 and len(got) == len(x) else x
         if got.shape != x.shape or got.device != x.device:
             raise Violation(
                 f"an input {tuple(x.shape)} on {x.device} got attributions {tuple(got.shape)} on {got.device}"

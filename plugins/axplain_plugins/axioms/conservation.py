@@ -33,7 +33,7 @@ def check_null_at_baseline(case: Case) -> Gap:
     """x = x' implies phi = 0."""
     inputs = case.inputs
     phi = case.attributions_of(case.value, inputs, inputs)
-    zeros = map_tensors(torch.zeros_like, inputs)
+    zeros = map_tensors(torch.zeros_like, phi)
     gap = Gap.between(phi, zeros, "attributions where the input is its own baseline")
     with torch.no_grad():
         size = case.value(*inputs).abs().max().double()

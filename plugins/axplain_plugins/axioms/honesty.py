@@ -25,11 +25,12 @@ class _Counter(nn.Module):
     def forward(self, *args: Tensor, **kwargs: Any) -> Any:
         first = args[0] if args else next(iter(kwargs.values()))
         self.rows[0] += len(first)
-        if torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
-        ):
+        graph = torch.is_grad_enabled()
+        output = self.model(*args, **kwargs)
+        given = any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values()))
+        if given if graph else torch.is_grad_enabled():  # a graph may begin at a layer of it
             self.rows[1] += len(first)
-        return self.model(*args, **kwargs)
+        return output
 
 
 class _Negated(nn.Module):

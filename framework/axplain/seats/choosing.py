@@ -1,0 +1,66 @@
+"""Chooses the layer of a method that needs axes of space, where the call names none: the last convolution."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from axplain.errors import ArgumentError
+from axplain.memory import remembered
+from axplain.problem import Problem
+from axplain.seats.sites import Site
+from axplain.structure import map_tensors
+
+
+def last_convolution(problem: Problem, method: str) -> Site:
+    """Return the last module that holds a convolution and gives a map: a layer, or the block or stage it ends.
+
+    One small pass looks for it, the first time for each model and shape of input; it is not counted.
+
+    Raises:
+        ArgumentError: there is none, or it only cuts the input into patches.
+    """
+    module = problem.model.module
+    if module is None:
+        raise ArgumentError("layer", "nothing came and the model is a plain callable", "a torch.nn.Module as the model")
+    shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
+    maps: list[str] = remembered(problem.model.function, ("maps", shapes), lambda: _maps(problem, module))
+    expected = f"a layer: {method} weights the maps of one"
+    if not maps:
+        came = "nothing came, and no convolution of the model gives a map with axes of space"
+        raise ArgumentError("layer", came, expected)
+    layer = module.get_submodule(maps[-1])
+    convolutions = [part for part in module.modules() if isinstance(part, _ConvNd)]
+    if len(convolutions) == 1 and _cuts(convolutions[0]):
+        raise ArgumentError(
+            "layer", "nothing came, and the only convolution cuts the input into patches", expected,
+            "Name a layer that holds tokens: the first norm of the last block of a vision transformer is usual.",
+        )  # fmt: skip
+    return Site(layer, maps[-1], "output", None, None)
+
+
+def _maps(problem: Problem, module: nn.Module) -> list[str]:
+    """Return the names of the modules that hold a convolution and give a map, in the order in which they end."""
+    ended: list[str] = []
+
+    def note(name: str, dimensions: int, part: nn.Module, arguments: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == dimensions + 2 and max(output.shape[2:]) > 1:
+            ended.append(name)
+
+    index = torch.zeros(1, dtype=torch.long, device=problem.device)
+    with ExitStack() as stack:
+        for name, part in module.named_modules():
+            inside = [len(c.kernel_size) for c in part.modules() if isinstance(c, _ConvNd)]
+            if name and inside:
+                stack.callback(part.register_forward_hook(partial(note, name, max(inside))).remove)
+        problem.model(map_tensors(lambda tensor: tensor[index], problem.inputs), problem.arguments.rows(index))
+    return ended
+
+
+def _cuts(layer: _ConvNd) -> bool:
+    return layer.kernel_size == layer.stride and max(layer.stride) > 1
