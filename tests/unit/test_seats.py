@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import axplain
 
-METHODS = [name for name in axplain.methods() if "layer" in axplain.describe(name).seats]
+METHODS = [name for name in axplain.methods() if axplain.describe(name).seats == ("input", "layer")]
 LIFTS = [name for name in axplain.methods() if axplain.describe(name).kind == "noise"]
 COUNTED = ("saliency", "integrated_gradients", "gradient_shap", "feature_permutation", "input_x_gradient")
 

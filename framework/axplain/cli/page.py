@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import click
@@ -199,12 +199,19 @@ def _claimable(spec: Spec) -> Iterator[tuple[str, str]]:
         yield "asserted", "no: it is measured and reported"
 
 
+_ASKED: Final = {
+    "activation": "what the layer holds at points of the input",
+    "jvp": "the gradient at the layer times its rate along the tangents",
+    "through": "the gradient of what passes the neuron",
+}
+
+
 def _parts(composition: Composition | None) -> Iterator[tuple[str, str]]:
     if composition is None:
         return
     yield "perturbation", _use(composition.perturbation)
     evaluation = composition.evaluation
-    words = f"the method {_use(evaluation.method)}" if evaluation.method else evaluation.kind
+    words = f"the method {_use(evaluation.method)}" if evaluation.method else _ASKED.get(evaluation.kind, evaluation.kind)
     yield "evaluation", f"{words} under the rules {_use(evaluation.rules)}" if evaluation.rules else words
     yield "aggregation", _use(composition.aggregation)
     if composition.refinement:
@@ -268,6 +275,8 @@ def document(value: Any) -> Any:
         case Use():
             arguments = {name: document(argument) for name, argument in value.arguments.items()}
             return {"use": document(value.name), **arguments}
+        case Evaluation(through=FromParameter() as parameter):
+            return {"through": parameter.parameter}
         case Evaluation(rules=Use() as use):
             return {"rules": document(use.name), **{k: document(v) for k, v in use.arguments.items()}}
         case Evaluation(method=Use() as use):

@@ -155,7 +155,7 @@ def _heirs(subject: Subject, claim: Claim) -> Iterator[tuple[Subject, Claim]]:
         raise Violation("it inherits the axiom from no parameter: no method is inside it")
     for spec in catalog().specs.values():
         own = spec.claim(claim.id) if spec.kind in EXPLAINS and inner_parameter(spec) is None else None
-        if own is not None and own.kind in ("exact", "approximate", "for_class"):
+        if own is not None and own.kind in ("exact", "approximate", "for_class") and not Subject.of(spec).needs_layer:
             inner = {"use": spec.name, **Subject.of(spec).quick().parameters, **own.n_at_least}
             yield subject.quick().evolve(**{parameter: inner}), own
 
