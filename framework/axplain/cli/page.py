@@ -200,9 +200,9 @@ def _claimable(spec: Spec) -> Iterator[tuple[str, str]]:
 
 
 _ASKED: Final = {
-    "activation": "what the layer holds at points of the input",
-    "jvp": "the gradient at the layer times its rate along the tangents",
-    "through": "the gradient of what passes the neuron",
+    "activation": ", what the layer holds at points of the input",
+    "jvp": ", the gradient at the layer times its rate along the tangents",
+    "through": " the neuron",
 }
 
 
@@ -211,7 +211,8 @@ def _parts(composition: Composition | None) -> Iterator[tuple[str, str]]:
         return
     yield "perturbation", _use(composition.perturbation)
     evaluation = composition.evaluation
-    words = f"the method {_use(evaluation.method)}" if evaluation.method else _ASKED.get(evaluation.kind, evaluation.kind)
+    asked = evaluation.kind + _ASKED.get(evaluation.kind, "")
+    words = f"the method {_use(evaluation.method)}" if evaluation.method else asked
     yield "evaluation", f"{words} under the rules {_use(evaluation.rules)}" if evaluation.rules else words
     yield "aggregation", _use(composition.aggregation)
     if composition.refinement:
