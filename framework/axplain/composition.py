@@ -15,12 +15,12 @@ from torch import Tensor
 
 from axplain.coalitions import AskCoalitions
 from axplain.discovery import catalog
-from axplain.engine import Engine, Need, out_of_memory
+from axplain.engine import Engine, Need, join, out_of_memory
 from axplain.errors import ArgumentError
 from axplain.parameters import Call, settle, settle_values, sized
 from axplain.problem import Problem
 from axplain.propagation.passes import Comparison, RulePass
-from axplain.propagation.rules import RuleSet
+from axplain.propagation.rules import Ledger, RuleSet
 from axplain.propagation.tape import Tape
 from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Reduced, Settings
 from axplain.registry import registry
@@ -28,7 +28,7 @@ from axplain.residuals import Ends, with_completeness
 from axplain.seats.reading import Activation, Gradient, ThroughNeuron
 from axplain.seats.tail import lowered
 from axplain.specs import Composition, Evaluation, FromParameter, Spec, Use
-from axplain.structure import Rows, Tensors, concatenate, map_tensors, rows_by_samples
+from axplain.structure import Rows, Tensors, concatenate, map_tensors, rows_by_samples, total, wide
 from axplain.targets import resolve_neuron
 
 #: samples after which a tolerance looks at the standard errors for the first time, and how many more each time
@@ -314,8 +314,25 @@ class _AskRules:
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         index = block.everyone().repeat(points.samples)
+        if self.rules.report:
+            return self._reported(engine, block, points.rows, index)
         answers = engine.ask(block, points.rows, index, self.need, self._comparison(engine, block, index))
         return answers if self.ends else attrs.evolve(answers, ends=None)
+
+    def _reported(self, engine: Engine, block: Problem, rows: Tensors, index: Tensor) -> Answers:
+        """Ask row by row, which tells what operations keep of each, whatever axes they lay rows on."""
+        found = []
+        for i, example in enumerate(index.tolist()):
+            ledger, row = Ledger(), map_tensors(lambda tensor, i=i: tensor[i : i + 1], rows)
+            told = engine.ask(
+                block, row, index[i : i + 1], self.need, RulePass(self.rules, None, None, engine.notes, ledger)
+            )
+            assert told.value is not None and told.terms is not None, "a gradient was asked for"
+            gap = total(told.terms) + sum(ledger.kept.values()) - told.value.to(wide(told.value))
+            engine.ledgers.append((example if block.origin is None else int(block.origin[example]), ledger))
+            found.append(attrs.evolve(told, checks={"conservation": gap}))
+        checks = {"conservation": torch.cat([told.checks["conservation"] for told in found])}
+        return attrs.evolve(join(found), checks=checks)
 
     def _comparison(self, engine: Engine, block: Problem, index: Tensor) -> Comparison:
         if not self.rules.references:

@@ -17,7 +17,7 @@ from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount, finite_values
 from axplain.problem import Problem
 from axplain.propagation.passes import PROBE_ROWS, Comparison, RulePass, Run, record, shared_axes
-from axplain.propagation.rules import RuleSet
+from axplain.propagation.rules import Ledger, RuleSet
 from axplain.propagation.tape import Axes, Tape
 from axplain.protocols import Answers
 from axplain.seats.reading import Reading
@@ -40,7 +40,7 @@ class Engine:
 
     `batch_size`: rows of a chunk, or "auto". `most_rows`: about how many rows the whole call needs. `differentiates`:
     whether the call asks for gradients, also after values. `notes`: operations whose plain gradient was taken under a
-    rule set.
+    rule set. `ledgers`: what operations kept of the relevance, and of which example, where that was asked for.
     """
 
     batch_size: int | Literal["auto"] = "auto"
@@ -49,6 +49,7 @@ class Engine:
     differentiates: bool = False
     count: RowCount = attrs.field(factory=RowCount)
     notes: set[str] = attrs.field(factory=set)
+    ledgers: list[tuple[int, Ledger]] = attrs.field(factory=list)
     _checking: bool = attrs.field(default=False, init=False)
     _limit: dict[Any, int] = attrs.field(factory=dict, init=False)
     _passes: int = attrs.field(default=0, init=False)
@@ -72,7 +73,7 @@ class Engine:
                 chunk = slice(start, start + limit)
                 rows = map_tensors(lambda tensor, chunk=chunk: tensor[chunk], x)
                 pieces.append(self.ask(problem, rows, index[chunk], need, under and under.part(chunk)))
-            return _join(pieces)
+            return join(pieces)
         forward, backward = self.count.forward, self.count.backward
         try:
             if isinstance(under, Reading):
@@ -239,7 +240,8 @@ class Engine:
             value = self._select(problem, rows, index, under)
             if under:
                 under.check(value, leaves)
-            gradients = _gradients(value, leaves) if value.requires_grad else ()
+            sent = value.detach() if under and under.rules.relevance else torch.ones_like(value)
+            gradients = _gradients(value, sent, leaves) if value.requires_grad else ()
             if all(gradient is None for gradient in gradients):
                 raise UnsupportedModel(
                     "model: its output does not depend differentiably on x: it detaches, rounds, or is under no_grad. "
@@ -285,9 +287,9 @@ class Engine:
             self.progress(min(self.count.forward, self.most_rows), self.most_rows)
 
 
-def _gradients(value: Tensor, leaves: Tensors) -> tuple[Tensor | None, ...]:
+def _gradients(value: Tensor, sent: Tensor, leaves: Tensors) -> tuple[Tensor | None, ...]:
     try:
-        return torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+        return torch.autograd.grad(value, leaves, sent, allow_unused=True)
     except CheckpointError as error:
         raise UncoveredOperation(
             "model: activation checkpointing (torch.utils.checkpoint) runs parts of it again where no rule sees them. "
@@ -311,7 +313,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
 
-def _join(pieces: list[Answers]) -> Answers:
+def join(pieces: list[Answers]) -> Answers:
+    """Return the answers at the rows of several passes, one after the other."""
     values = [piece.value for piece in pieces if piece.value is not None]
     terms = [piece.terms for piece in pieces if piece.terms is not None]
     held = [piece.activation for piece in pieces if piece.activation is not None]

@@ -291,7 +291,7 @@ def _explanation(
 
 
 def _notes(asked: Question, outcome: Outcome, engine: Engine) -> dict[str, Any]:
-    notes = (_tolerance_note(asked, outcome, engine), _gradient_note(engine), _seat_note(asked))
+    notes = (_tolerance_note(asked, outcome, engine), _gradient_note(engine), _seat_note(asked), _absorbed_note(engine))
     return {name: note for each in (outcome.notes, *notes) for name, note in each.items()}
 
 
@@ -324,6 +324,19 @@ def _parameter_of(arguments: Mapping[str, Any]) -> str:
 def _gradient_note(engine: Engine) -> dict[str, Any]:
     """Say which operations have no rule, where their plain gradient was asked for."""
     return {"plain gradient": sorted(engine.notes)} if engine.notes else {}
+
+
+def _absorbed_note(engine: Engine) -> dict[str, Any]:
+    """Say what operations kept of the relevance: of each example in all, and one by one from the target backwards."""
+    if not engine.ledgers:
+        return {}
+    examples = sorted({example for example, _ in engine.ledgers})
+    kept: dict[str, list[float]] = {}
+    for example, ledger in engine.ledgers:
+        runs = sum(other == example for other, _ in engine.ledgers)  # several, where noise was added
+        for name, amount in ledger.kept.items():
+            kept.setdefault(name, [0.0] * len(examples))[examples.index(example)] += amount / runs
+    return {"absorbed": [sum(amounts) for amounts in zip(*kept.values(), strict=True)], "absorbed by": kept}
 
 
 def _seat_note(asked: Question) -> dict[str, Any]:

@@ -228,6 +228,8 @@ _TYPES: dict[str, Callable[[Any, Parameter], bool]] = {
     "tensor": lambda value, _: hasattr(value, "dtype") and hasattr(value, "shape"),
     "callable": lambda value, _: callable(value),
     "neuron": lambda value, _: hasattr(value, "layer") and hasattr(value, "index"),
+    "table": lambda value, _: isinstance(value, str | Path | Mapping),
+    "values": lambda value, parameter: _is_float(value, parameter) or hasattr(value, "dtype"),
 }
 _NOUNS = {
     "int": "a whole number",
@@ -236,6 +238,8 @@ _NOUNS = {
     "text": "a string",
     "shape": "a whole number or a tuple of them",
     "neuron": "axplain.neuron(layer, index)",
+    "table": "a name, a table, or the path of a TOML file",
+    "values": "a number, or a tensor",
 }
 
 
@@ -251,4 +255,6 @@ def _plain(value: Any) -> Any:
         return {"use": value.spec.name, **value.describe()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
     return value if isinstance(value, int | float | str | bool | None) else f"<{type(value).__name__}>"

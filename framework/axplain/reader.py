@@ -45,6 +45,7 @@ _FORMULA_NAMES = {"batch", "references", "features", "samples", "inner.forward_r
 _DEFAULTS: dict[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "bool": (bool,), "choice": (str,), "text": (str,), "method": (str, dict),
     "shape": (int,), "tensor": (), "callable": (), "neuron": (),
+    "table": (str,), "values": (int, float),
 }  # fmt: skip
 _INTERNAL = {"origin", "distribution"}
 

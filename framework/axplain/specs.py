@@ -46,7 +46,9 @@ PROVIDES: Final = frozenset({"weight", "mask", "soft", "coefficients", "tangent"
 #: what a layer gives beside gradients, where a method perturbs the input and reads there
 AT_LAYER: Final = frozenset({"activation"})
 
-ParameterType = Literal["int", "float", "bool", "choice", "text", "shape", "method", "tensor", "callable", "neuron"]
+ParameterType = Literal[
+    "int", "float", "bool", "choice", "text", "shape", "method", "tensor", "callable", "neuron", "table", "values"
+]
 BaselineKind = Literal["none", "reference", "reference_set"]
 Post = Literal["abs"]
 Seat = Literal["input", "layer"]

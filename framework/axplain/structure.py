@@ -90,7 +90,11 @@ def all_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
 
 
+def wide(tensor: Tensor) -> torch.dtype:
+    """Return the widest floating type of a tensor's device."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
 def total(tensors: Tensors) -> Tensor:
-    """Sum everything but the first dimension, over all tensors, in float64 where the device has it."""
-    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    return torch.stack([tensor.to(wide).reshape(len(tensor), -1).sum(1) for tensor in tensors]).sum(0)
+    """Sum everything but the first dimension, over all tensors, in the widest type of the device."""
+    return torch.stack([tensor.to(wide(tensor)).reshape(len(tensor), -1).sum(1) for tensor in tensors]).sum(0)

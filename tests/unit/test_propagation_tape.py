@@ -14,12 +14,12 @@ import axplain
 from axplain.errors import UncoveredOperation
 from axplain.propagation.mode import Following, Recording
 from axplain.propagation.operations import Operation
-from axplain.propagation.rules import Rule
+from axplain.propagation.rules import Rule, RuleSet
 from axplain.propagation.tape import Kept, Reader, Tape, row_axes
 
 
 @attrs.frozen
-class Secants:
+class Secants(RuleSet):
     """A rule set of two operations, with the rule spelled out: the change of the output over that of the input."""
 
     references: bool = True

@@ -16,7 +16,7 @@ from axplain.engine import Engine
 from axplain.model import Model
 from axplain.problem import Arguments, Problem
 from axplain.propagation.passes import RulePass
-from axplain.propagation.rules import Rule
+from axplain.propagation.rules import Rule, RuleSet
 from axplain.randomness import Key
 from axplain.structure import Structure
 from axplain.targets import IndexTarget
@@ -26,12 +26,12 @@ NET = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)).double()
 
 
 @attrs.frozen
-class OneRule:
+class OneRule(RuleSet):
     """A set without references that has one rule, for sigmoid."""
 
     given: Any
     references: bool = False
-    unknown: str = "refuse"
+    unknown: Any = "refuse"
 
     def rule(self, operation: str) -> Rule | None:
         return Rule(lambda gradient, new, old: self.given) if operation == "sigmoid" else None
@@ -56,7 +56,7 @@ def test_the_page_s_own_rule_set_changes_the_one_rule() -> None:
     ("given", "came"), [(None, "NoneType"), (torch.ones(1), "Tensor"), ((None, None), "2 items"), ([], "0 items")]
 )
 def test_a_rule_that_returns_something_else_is_named(given: Any, came: str) -> None:
-    under = RulePass(OneRule(given), None, None, set())  # type: ignore[arg-type]
+    under = RulePass(OneRule(given), None, None, set())
     x = torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(axplain.PluginError, match=f"the rule of 'sigmoid' returned {came}; expected a tuple with one"):
         gradient_under(under, x)
@@ -75,6 +75,6 @@ def gradient_under(under: RulePass, x: Tensor) -> Tensor:
 def test_a_rule_without_references_is_applied() -> None:
     x = torch.ones(2, 3, dtype=torch.float64)
     assert isinstance(NET[0], nn.Linear) and isinstance(NET[2], nn.Linear)
-    under = RulePass(OneRule((torch.ones(2, 4, dtype=torch.float64),)), None, None, set())  # type: ignore[arg-type]
+    under = RulePass(OneRule((torch.ones(2, 4, dtype=torch.float64),)), None, None, set())
     expected = torch.ones(2, 4, dtype=torch.float64) @ NET[0].weight
     torch.testing.assert_close(gradient_under(under, x), expected.detach())

@@ -6,17 +6,17 @@ that has a rule is a node of ours. Both take the same decisions, so their record
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from axplain.errors import UncoveredOperation
+from axplain.propagation.calls import Met, RuledCall, calling_module, module_calling, result_mark
 from axplain.propagation.marks import DIFFERS, LOST, Mark, Marks
 from axplain.propagation.opaque import OPAQUE
 from axplain.propagation.operations import (
@@ -28,7 +28,6 @@ from axplain.propagation.operations import (
     WHOLE,
     Name,
     Operation,
-    Place,
     differentiable,
     flat,
     in_training,
@@ -40,7 +39,18 @@ from axplain.propagation.operations import (
     tensors_in,
     transparent,
 )
-from axplain.propagation.rules import OWN_GRADIENT, Application, Rule, Ruled, RuleSet
+from axplain.propagation.rules import (
+    OWN_GRADIENT,
+    Application,
+    Around,
+    Call,
+    Ledger,
+    Passage,
+    Rule,
+    Ruled,
+    RuleSet,
+    Situation,
+)
 from axplain.propagation.tape import Kept, Reader, Tape
 from axplain.structure import Tensors
 
@@ -60,6 +70,8 @@ class PropagationMode(TorchFunctionMode):
     def __init__(self, rules: RuleSet, root: torch.nn.Module | None, notes: set[str]) -> None:
         super().__init__()
         self.rules, self.root, self.notes = rules, root, notes
+        self.sources: Any = WeakIdKeyDictionary()  # tensor -> the call with a rule that gave it, and its version then
+        self._scratch: dict[str, Any] = {}
         self._inside: list[Callable[..., Any]] = []
         self.marks = Marks()
         self._nodes: set[Any] | None = None
@@ -109,13 +121,16 @@ class PropagationMode(TorchFunctionMode):
             return self._meet_cut(met)
         if met.written is not None:
             self._before_writing(met.written)
-        if is_linear(name, met.places, met.arguments, met.keywords):
+        if rule is not None and rule.choose is not None:
+            rule = rule.choose(self._situation(met))
+        linear = is_linear(name, met.places, met.arguments, met.keywords)
+        if linear and not (rule is not None and rule.linear):
             inverse = name in _CARRIES_INVERSE and met.found[0][2] == "inverse"
             return self._outputs(met, self._linear(met), "inverse" if inverse else "smooth")
         if rule is OWN_GRADIENT:
             return self._outputs(met, self._linear(met, self._own), "smooth")
         if rule is not None and "out" not in met.keywords:
-            if rule.several or met.places in ([(0,)], [("input",)]):
+            if rule.several or rule.fused or met.places in ([(0,)], [("input",)]):
                 return self._ruled(met, rule)
             return self._unknown(met, "an argument that it takes as a constant depends on x")
         if name in OPAQUE:
@@ -123,6 +138,14 @@ class PropagationMode(TorchFunctionMode):
                 result = OPAQUE[name](*met.arguments, **met.keywords)
                 return result if met.written is None else met.written.copy_(result)
         return self._unruled(met)
+
+    def _situation(self, met: Met) -> Situation:
+        inverses = tuple(mark == "inverse" for _, _, mark in met.found)
+        return Situation(met.call, inverses, self._source, lambda: calling_module(self.root), self._scratch)
+
+    def _source(self, tensor: Any) -> Call | None:
+        call, version = self.sources.get(tensor, (None, None)) if isinstance(tensor, Tensor) else (None, None)
+        return call if call is not None and tensor._version == version else None
 
     def _linear(self, met: Met, nodes: set[Any] | None = None) -> Any:
         """Run an operation as it is, and remember which nodes it added to the graph."""
@@ -163,6 +186,8 @@ class PropagationMode(TorchFunctionMode):
     def _unknown(self, met: Met, why: str = "it has no rule") -> Any:
         """Refuse an operation, or take its plain gradient where that was asked for."""
         self.uncovered(met.name.name, why)
+        if self.rules.fallback is not None:
+            return self._ruled(met, self.rules.fallback)
         return self._outputs(met, self._linear(met, self._own), "smooth")
 
     def _outputs(self, met: Met, result: Any, mark: Mark) -> Any:
@@ -259,6 +284,10 @@ class PropagationMode(TorchFunctionMode):
         """Save what is still needed of a tensor that will be overwritten."""
 
     @abstractmethod
+    def _surround(self, met: Met, around: Around, plain: Callable[..., Any]) -> Tensor:
+        """Run an operation that keeps its own gradient between two changes; return its output."""
+
+    @abstractmethod
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
         """Note, or put into the graph, an operation that has a rule; return its output."""
 
@@ -266,13 +295,22 @@ class PropagationMode(TorchFunctionMode):
         """Run an operation that has a rule; one that writes runs on a copy, and then its result is written."""
         function, written = met.function, met.written
         plain = function if written is None else lambda first, *more, **named: function(first.clone(), *more, **named)
-        if rule.run is None:
-            result, extras = no_grad(plain, *met.arguments, **met.keywords), ()
+        others: list[Tensor] = []
+        if rule.around is not None:
+            output = self._surround(met, rule.around, plain)
         else:
-            result, *extras = no_grad(rule.run, plain, *met.arguments, **met.keywords)
-        first, *others = tensors_in(result)
-        seen = tuple(tensor.clone() if tensor is written else tensor for _, tensor, _ in met.found)
-        output = self._apply(RuledCall(met, rule, plain, seen, first, tuple(extras)), _given(met))
+            if rule.run is None:
+                result, extras = no_grad(plain, *met.arguments, **met.keywords), ()
+            else:
+                result, *extras = no_grad(rule.run, plain, *met.arguments, **met.keywords)
+            first, *others = tensors_in(result)
+            if rule.fused:
+                met = met.replaced_by(rule.fused.call, self.marks)
+                plain = met.function
+            seen = tuple(tensor.clone() if tensor is written else tensor for _, tensor, _ in met.found)
+            output = self._apply(RuledCall(met, rule, plain, seen, first, tuple(extras)), result_mark(met))
+        if self.rules.relevance:
+            self.sources[output] = met.call, output._version
         for other in others:
             self._constants(met.name.name, other)
         if written is None:
@@ -282,49 +320,6 @@ class PropagationMode(TorchFunctionMode):
         self.marks.put(written, self.marks.of(output) or "smooth")
         self.marks.write(written)
         return written
-
-
-@attrs.frozen(eq=False)
-class Met:
-    """One call of a torch function that the mode met, and which of its tensors depend on the seat: places and marks."""
-
-    function: Callable[..., Any]
-    name: Name
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
-    found: list[tuple[Place, Tensor, Mark]]
-
-    @property
-    def places(self) -> list[Place]:
-        """Where the dependent tensors are among the arguments."""
-        return [place for place, _, _ in self.found]
-
-    @property
-    def written(self) -> Tensor | None:
-        """The tensor that the call writes to."""
-        first = self.arguments[0] if self.name.in_place and self.arguments else None
-        return first if isinstance(first, Tensor) else None
-
-    def run(self) -> Any:
-        """Make the call."""
-        return self.function(*self.arguments, **self.keywords)
-
-
-@attrs.frozen(eq=False)
-class RuledCall:
-    """A call with a rule, and what came out, before it enters tape or graph. `plain` gives it without writing."""
-
-    met: Met
-    rule: Rule
-    plain: Callable[..., Any]
-    seen: Tensors
-    output: Tensor
-    extras: Tensors
-
-    @property
-    def saved(self) -> Tensors:
-        """What the rule will need."""
-        return (*self.seen, self.output, *self.extras)
 
 
 class Recording(PropagationMode):
@@ -344,6 +339,9 @@ class Recording(PropagationMode):
     def _before_writing(self, tensor: Tensor) -> None:
         self.tape.kept.before_writing(tensor)
 
+    def _surround(self, met: Met, around: Around, plain: Callable[..., Any]) -> Tensor:
+        raise AssertionError("rules that keep an operation's own gradient compare with no references")
+
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
         self.tape.add(call.met.name.name, call.saved)
         self.marks.put(call.output, mark)
@@ -353,9 +351,16 @@ class Recording(PropagationMode):
 class Following(PropagationMode):
     """Runs the examples with a graph of rules, in step with the tape of their references."""
 
-    def __init__(self, rules: RuleSet, root: torch.nn.Module | None, notes: set[str], reader: Reader | None) -> None:
+    def __init__(
+        self,
+        rules: RuleSet,
+        root: torch.nn.Module | None,
+        notes: set[str],
+        reader: Reader | None,
+        ledger: Ledger | None = None,
+    ) -> None:
         super().__init__(rules, root, notes)
-        self.reader = reader
+        self.reader, self.ledger = reader, ledger
         self._nodes, self._own = set(), set()
         self.kept = Kept()
 
@@ -380,11 +385,54 @@ class Following(PropagationMode):
         known = call.output.detach()
         template = Operation(name, call.plain, tuple(arguments), keywords, places, (), known, (), inverses)
         saved = self.kept.keep(call.saved)
-        application = Application(call.rule, template, saved, self.reader, number, [call.output])
+        application = Application(call.rule, template, saved, self.reader, number, [call.output], self._book(name))
         inputs = (tensor for _, tensor, _ in met.found)
         output: Tensor = Ruled.apply(application, *inputs)  # type: ignore[no-untyped-call]
         self._mark_result(output, mark)
         return output
+
+    def _surround(self, met: Met, around: Around, plain: Callable[..., Any]) -> Tensor:
+        shares = around.shares or (1.0,) * len(met.found)
+        book = self._book(met.name.name)
+        inputs = [
+            self._before(around, tensor, share, book) for (_, tensor, _), share in zip(met.found, shares, strict=True)
+        ]
+        arguments, keywords = replaced(met.arguments, met.keywords, tuple(met.places), inputs)
+        run = met.function if met.written is None else plain
+        given = Met(around.through or run, Name(met.name.name), tuple(arguments), keywords, met.found)
+        result: Tensor = self._linear(given, self._own)
+        shown = result.detach() if around.through is None else no_grad(run, *met.arguments, **met.keywords)
+        behind = Passage(
+            around.behind, self.kept.keep((shown,)), [shown], book and (lambda arrived, _: book(arrived, ()))
+        )
+        output: Tensor = Ruled.apply(behind, result)  # type: ignore[no-untyped-call]
+        self._mark_result(output, result_mark(met))
+        return output
+
+    def _before(self, around: Around, tensor: Tensor, share: float, book: Callable[[Any, Any], None] | None) -> Tensor:
+        if not share:
+            return tensor.detach()
+        change = around.before if share == 1 else lambda gradient, x: around.before(gradient, x) * share
+        passage = Passage(
+            change, self.kept.keep((tensor,)), [tensor.detach()], book and (lambda _, left: book(0.0, (left,)))
+        )
+        passed: Tensor = Ruled.apply(passage, tensor)  # type: ignore[no-untyped-call]
+        return passed
+
+    def _book(self, operation: str) -> Callable[[Any, Any], None] | None:
+        """Return what notes down how much an operation keeps, where that was asked for."""
+        ledger = self.ledger
+        if ledger is None:
+            return None
+        name = f"{operation} in {self._where()}"
+
+        def book(arrived: Tensor | float, left: Sequence[Tensor | None]) -> None:
+            ledger.book(name, arrived, 0.0)
+            for tensor in left:
+                if tensor is not None:
+                    ledger.book(name, 0.0, tensor)
+
+        return book
 
     @property
     def nodes(self) -> set[Any]:
@@ -395,28 +443,3 @@ class Following(PropagationMode):
     def own(self) -> set[Any]:
         """The nodes of operations that keep their own gradient."""
         return self._own or set()
-
-
-def _given(met: Met) -> Mark:
-    """Say whether an operation gave one over something: products with it are the divisions that they stand for."""
-    name, arguments = met.name.name, met.arguments
-    if name in ("rsqrt", "reciprocal"):
-        return "inverse"
-    if name in ("div", "true_divide", "divide") and all(place[0] == 1 for place in met.places):
-        return "inverse"
-    if name == "pow" and len(arguments) > 1 and isinstance(arguments[1], int | float) and arguments[1] < 0:
-        return "inverse"
-    return "smooth"
-
-
-def module_calling(root: torch.nn.Module | None) -> str:
-    """Say in which module of the model the running operation was called, from the frames on the stack."""
-    frame: Any = sys._getframe(1)
-    names = {id(module): name for name, module in root.named_modules()} if root is not None else {}
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, torch.nn.Module) and id(owner) in names:
-            name = names[id(owner)]
-            return f"module {name!r} ({type(owner).__name__})" if name else f"the model ({type(owner).__name__})"
-        frame = frame.f_back
-    return "the model"

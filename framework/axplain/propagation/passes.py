@@ -16,7 +16,7 @@ from axplain.model import Model, finite_values, output_tensor
 from axplain.problem import Problem
 from axplain.propagation.graph import foreign_nodes
 from axplain.propagation.mode import Following, Recording
-from axplain.propagation.rules import RuleSet
+from axplain.propagation.rules import Ledger, RuleSet
 from axplain.propagation.tape import Axes, Reader, Tape, row_axes
 from axplain.structure import Rows, Tensors, map_tensors
 
@@ -43,13 +43,14 @@ class RulePass:
     """A rule set, the tape it compares with, and the row of the tape that belongs to each row that is asked.
 
     `rows`: (n,), or None where the tape has the same rows as the examples, or there is none. `notes` collects
-    operations without a rule.
+    operations without a rule, `ledger` what operations keep of the relevance.
     """
 
     rules: RuleSet
     tape: Tape | None
     rows: Tensor | None
     notes: set[str]
+    ledger: Ledger | None = None
     _nodes: set[Any] = attrs.field(factory=set, init=False)
     _own: set[Any] = attrs.field(factory=set, init=False)
 
@@ -73,7 +74,7 @@ class RulePass:
     def following(self, model: Model, rows: Tensors) -> Iterator[None]:
         """Run a forward pass over examples in step with the tape."""
         reader = Reader(self.tape, self.rows) if self.tape is not None else None
-        mode = Following(self.rules, model.module, self.notes, reader)
+        mode = Following(self.rules, model.module, self.notes, reader, self.ledger)
         mode.depend(rows)
         try:
             with mode:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import attrs
 import torch
 from torch import Tensor
 
 from axplain.errors import PluginError
-from axplain.propagation.operations import Operation, replaced, split_rows
+from axplain.propagation.operations import Operation, Place, replaced, split_rows
 from axplain.propagation.tape import Reader
 
 #: (gradient, the operation on the examples, the one on their references) -> one multiplier per dependent input. The
@@ -25,13 +26,74 @@ class Rule:
     `multipliers`: plain tensor code. `run`: gives the output and more that the multipliers will need, where computing
     it again would cost; it gets the function and the arguments of the call. `by_element`: the code does not care how
     many dimensions come first, so that references broadcast over the examples that share them instead of being copied.
-    `several`: more than one input may depend on the seat.
+    `several`: more than one input may depend on the seat. `linear`: it holds where the operation is linear, too.
+    `choose`: returns the rule of one call, for sets in which that depends on where it is made. `around`: the operation
+    keeps its own gradient, between two changes. `fused`: the rule is that of an earlier call and this one together.
     """
 
     multipliers: Multipliers
     run: Callable[..., tuple[Any, ...]] | None = None
     by_element: bool = False
     several: bool = False
+    linear: bool = False
+    choose: Callable[[Situation], Rule] | None = None
+    around: Around | None = None
+    fused: Fused | None = None
+
+
+@attrs.frozen
+class Around:
+    """What is done to the gradient behind an operation and before each of its inputs.
+
+    `behind`: (gradient, output) -> what the operation's own gradient is taken of. `before`: (gradient, input) -> what
+    goes on. `shares`: of each input that depends on the seat, in order; None: all of it. `through`: runs in the place
+    of the operation, for another gradient at the same values.
+    """
+
+    behind: Callable[[Tensor, Tensor], Tensor]
+    before: Callable[[Tensor, Tensor], Tensor]
+    shares: tuple[float, ...] | None = None
+    through: Callable[..., Tensor] | None = None
+
+
+@attrs.frozen(eq=False)
+class Call:
+    """One call of a torch function: its canonical name, what it was called with, where its dependent tensors are."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    places: tuple[Place, ...]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument by its position or name."""
+        if name in self.keywords:
+            return self.keywords[name]
+        return self.arguments[position] if len(self.arguments) > position else default
+
+
+@attrs.frozen(eq=False)
+class Fused:
+    """A call that stands for two: `call` with other weights gives, at its own inputs, what the later one gives."""
+
+    call: Call
+
+
+@attrs.frozen(eq=False)
+class Situation:
+    """One call that is about to get its rule.
+
+    `inverses`: which dependent inputs stand for one over something. `source`: tensor -> the call that gave it, where
+    that had a rule and nothing has written to it since. `module`: the module that makes the call, and its dotted name.
+    `scratch`: what the rule set remembers within a pass.
+    """
+
+    call: Call
+    inverses: tuple[bool, ...]
+    source: Callable[[Any], Call | None]
+    module: Callable[[], tuple[str, torch.nn.Module | None]]
+    scratch: dict[str, Any]
 
 
 def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None]:
@@ -42,26 +104,23 @@ def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None
 OWN_GRADIENT: Final = Rule(_never, several=True)
 
 
-class RuleSet(Protocol):
+class RuleSet(ABC):
     """Backward rules by the name of the operation.
 
-    `references`: whether rules compare with references. `unknown`: what to do without a rule, refuse or take the plain
-    gradient.
+    `references`: whether rules compare with the same operation on references. `unknown`: what to do without a rule,
+    refuse or take the plain gradient; or `fallback`, where a set has one. `relevance`: whether what goes back is the
+    target itself, shared out, instead of multipliers; `report`: whether what its operations keep of it is told.
     """
 
-    @property
-    def references(self) -> bool:
-        """Whether the rules need the same operation on the references."""
-        ...
+    references: bool = False
+    unknown: Literal["refuse", "gradient"] = "refuse"
+    fallback: Rule | None = None
+    relevance: bool = False
+    report: bool = False
 
-    @property
-    def unknown(self) -> Literal["refuse", "gradient"]:
-        """What happens to an operation that has no rule."""
-        ...
-
+    @abstractmethod
     def rule(self, operation: str) -> Rule | None:
         """Return the rule of an operation, or None where it has none."""
-        ...
 
 
 @attrs.frozen(eq=False)
@@ -74,9 +133,16 @@ class Application:
     reader: Reader | None
     number: int | None
     output: list[Tensor]
+    book: Callable[[Tensor, Sequence[Tensor | None]], None] | None = None
 
     def back(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return what the rule gives to each dependent input."""
+        found = self._back(gradient)
+        if self.book is not None:
+            self.book(gradient, found)
+        return found
+
+    def _back(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         template, count = self.template, len(self.template.places)
         inputs, output, extras = tuple(self.saved[:count]), self.saved[count], tuple(self.saved[count + 1 :])
         arguments, keywords = replaced(template.arguments, template.keywords, template.places, inputs)
@@ -107,11 +173,43 @@ class Application:
         return tuple(m if m is None else m.to(x.dtype) for m, x in zip(found, inputs, strict=True))
 
 
+@attrs.define(eq=False)
+class Ledger:
+    """What operations keep of the relevance that reaches them: by operation and module, in the order of the pass."""
+
+    kept: dict[str, float] = attrs.field(factory=dict)
+
+    def book(self, name: str, arrived: Tensor | float, left: Tensor | float) -> None:
+        """Add what arrived at an operation and left it towards x."""
+        self.kept[name] = self.kept.get(name, 0.0) + float(_total(arrived)) - float(_total(left))
+
+
+def _total(amount: Tensor | float) -> Tensor | float:
+    return amount.double().sum() if isinstance(amount, Tensor) else amount
+
+
+@attrs.frozen(eq=False)
+class Passage:
+    """A tensor that is handed on as it is, and what is done to the gradient that comes back."""
+
+    change: Callable[[Tensor, Tensor], Tensor]
+    saved: list[Tensor]
+    output: list[Tensor]
+    book: Callable[[Tensor, Tensor], None] | None = None
+
+    def back(self, gradient: Tensor) -> tuple[Tensor]:
+        """Return what goes on."""
+        changed = self.change(gradient, self.saved[0])
+        if self.book is not None:
+            self.book(gradient, changed)
+        return (changed,)
+
+
 class Ruled(torch.autograd.Function):
     """A node of the graph whose backward pass is a rule."""
 
     @staticmethod
-    def forward(ctx: Any, application: Application, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, application: Application | Passage, *inputs: Tensor) -> Tensor:
         """Hand out the output that is known already."""
         ctx.application = application
         return application.output.pop()

@@ -85,7 +85,8 @@ def _cuts(case: Case) -> list[str]:
 
 def check_lrp_conservation(case: Case) -> Gap:
     """Relevance at the input and what biases and stabilisers absorbed, `notes["absorbed"]`, sum to F(x)."""
-    answer = case.explain()
+    report = {"report": True} if "report" in case.subject.spec.parameters else {}
+    answer = case.explain(**report)
     absorbed = answer.notes.get("absorbed")
     if absorbed is None:
         raise NotApplicable("the explanation reports no absorbed relevance in its notes")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from axplain import hookimpl
 from axplain.propagation.operations import Operation
-from axplain.propagation.rules import OWN_GRADIENT, Rule
+from axplain.propagation.rules import OWN_GRADIENT, Rule, RuleSet
 from axplain_plugins.propagation.secants import derivative
 
 #: Operations that cut at zero, always or where their lower bound is zero: its position and name.
@@ -55,7 +55,7 @@ def _rectifies(operation: Operation) -> bool:
 
 
 @attrs.frozen
-class Rectified:
+class Rectified(RuleSet):
     """One rule for rectifiers; every other operation keeps its own gradient."""
 
     multipliers: Callable[..., tuple[Tensor]]

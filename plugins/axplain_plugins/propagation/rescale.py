@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from axplain import hookimpl
-from axplain.propagation.rules import Rule
+from axplain.propagation.rules import Rule, RuleSet
 from axplain_plugins.propagation import maxima, normalisations, products, secants
 
 _SECANT = """
@@ -66,7 +66,7 @@ _RULES: Final[Mapping[str, Rule]] = MappingProxyType({name: rule for names, rule
 
 
 @attrs.frozen
-class Rescale:
+class Rescale(RuleSet):
     """Multipliers that turn the change of each operation's inputs into the change of its output."""
 
     unknown: Literal["refuse", "gradient"] = "refuse"

@@ -1,0 +1,272 @@
+"""Layer-wise relevance propagation for every operation: the target itself is shared out backwards.
+
+What goes back through an operation is the relevance of its output, R_j; what goes on is R_i = x_i sum_j w_ij R_j / z_j,
+with z_j the output: torch's own gradient between a division and a product, or another rule where a composite says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from axplain import hookimpl
+from axplain.errors import UncoveredOperation
+from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation
+from axplain.propagation.rules import OWN_GRADIENT, Around, Call, Fused, Rule, RuleSet, Situation
+from axplain_plugins.propagation import shares
+from axplain_plugins.propagation.composites import Assigned, Composite, read
+from axplain_plugins.propagation.normalised import THROUGH
+from axplain_plugins.propagation.shares import stabilised
+
+#: linear operations that add elements up, so that relevance is shared; all others only move it
+_SUMS: Final = frozenset(
+    {
+        *("add", "sub", "subtract", "rsub", "neg", "negative", "sum", "mean", "cumsum", "diff", "trace", "sum_to_size"),
+        *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "col2im", "lerp"),
+        *("adaptive_avg_pool3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "index_add"),
+        *("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "scatter_add", "grid_sampler"),
+        *("nll_loss_nd", "addcdiv", "var", "std", "norm", "linalg_vector_norm"),
+    }
+)
+_CONVOLUTIONS: Final = frozenset(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))
+_DENSE: Final = frozenset(FACTORS) - _CONVOLUTIONS - {"mul", "multiply", "addcmul"}
+_ACTIVATIONS: Final = frozenset(
+    {
+        *(
+            "relu",
+            "relu6",
+            "hardtanh",
+            "threshold",
+            "clamp_min",
+            "clamp_max",
+            "sigmoid",
+            "tanh",
+            "gelu",
+            "silu",
+            "mish",
+        ),
+        *("elu", "selu", "celu", "softplus", "log_sigmoid", "softsign", "tanhshrink", "hardswish", "leaky_relu", "erf"),
+        *("prelu", "hardsigmoid", "softshrink", "hardshrink", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "pow"),
+        *("reciprocal", "square", "abs", "absolute", "sin", "cos"),
+    }
+)
+_MAXIMA: Final = frozenset(
+    {
+        *(f"{name}{n}d{more}" for n in (1, 2, 3) for name, more in (("max_pool", ""), ("max_pool", "_with_indices"))),
+        *(f"adaptive_max_pool{n}d" for n in (1, 2, 3)),
+        *("max", "amax", "min", "amin", "maximum", "minimum", "fmax", "fmin"),
+    }
+)
+#: kind -> the operations that a composite may give a rule to under that name
+KINDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType({"convolution": _CONVOLUTIONS, "dense": _DENSE})
+#: products whose weights and bias are known by their place: (input, weight, bias)
+_PLACES: Final[Mapping[str, tuple[int, int, int | None]]] = MappingProxyType(
+    {
+        **dict.fromkeys((*_CONVOLUTIONS, "linear"), (0, 1, 2)),
+        **dict.fromkeys(("addmm", "addmv", "baddbmm"), (1, 2, 0)),
+        **dict.fromkeys(("matmul", "mm", "bmm", "mv"), (0, 1, None)),
+    }
+)
+
+
+def passed(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
+    """Return the relevance as it is: one element in, one element out."""
+    return (gradient.sum_to_size(new.inputs[0].shape),)
+
+
+def softmax(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
+    """Return `x_i (R_i - y_i sum_j R_j)`, the first-order term of softmax at x (Achtibat et al. 2024)."""
+    dim, x = new.argument(1, "dim"), new.inputs[0]
+    slope = gradient - new.output * gradient.sum(dim, keepdim=True)
+    return (torch.where(x == -math.inf, torch.zeros_like(x), x) * slope,)
+
+
+def nothing(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
+    """Return zeros: the weights of attention are constants, and all relevance goes to what they weight."""
+    return (torch.zeros_like(new.inputs[0]),)
+
+
+@attrs.frozen(eq=False)
+class Relevance(RuleSet):
+    """Relevance by operation; products and sums by the rules of a composite, softmax by its first order."""
+
+    composite: Composite
+    attention: Literal["softmax", "constant"] = "softmax"
+    report: bool = False
+    relevance: bool = True
+
+    def rule(self, operation: str) -> Rule | None:
+        if operation in _CHOSEN:
+            return Rule(passed, choose=self._chosen, several=True, linear=True)
+        if operation == "softmax":
+            return Rule(softmax if self.attention == "softmax" else nothing)
+        return _RULES.get(operation)
+
+    def _chosen(self, situation: Situation) -> Rule:
+        """Return the rule of a call of products, quotients, normalisations and sums."""
+        name, call = situation.call.name, situation.call
+        if name in DIVISOR or name in ("mul", "multiply"):
+            return self._of_quotient(situation)
+        if name in FACTORS and name != "addcmul":
+            return self._of_product(situation)
+        if name == "batch_norm" and (folded := self._folded(situation)) is not None:
+            return folded
+        return self._epsilon(self.composite.otherwise, through=THROUGH.get(call.name))
+
+    def _of_quotient(self, situation: Situation) -> Rule:
+        """All goes to what is divided or scaled; two factors share evenly."""
+        places, inverses = situation.call.places, situation.inverses
+        if situation.call.name in DIVISOR:
+            if all(place[0] in (1, "other") for place in places):
+                return Rule(passed, several=True, linear=True)  # one over something: who multiplies by it gives it none
+            inverses = tuple(place[0] in (1, "other") for place in places)
+        if len(places) == 1 or not any(inverses):
+            return self._epsilon(self.composite.otherwise, count=len(places))
+        return self._epsilon(self.composite.otherwise, shares=tuple(0.0 if inverse else 1.0 for inverse in inverses))
+
+    def _of_product(self, situation: Situation) -> Rule:
+        call = situation.call
+        factors = [place for place in call.places if place[0] in FACTORS[call.name]]
+        if len(factors) > 1:  # two that depend on x, as in attention: each gets half
+            count = len(factors)
+            half = tuple(1.0 / count if place in factors else 1.0 for place in call.places)
+            return self._epsilon(self.composite.otherwise, shares=half)
+        number = situation.scratch["products"] = situation.scratch.get("products", 0) + 1
+        kind = next((kind for kind, names in KINDS.items() if call.name in names), "")
+        assigned = self.composite.assigned(kind, call.name, situation.module, first=number == 1)
+        return self._assigned(assigned, call)
+
+    def _assigned(self, assigned: Assigned, call: Call) -> Rule:
+        if assigned.rule == "epsilon":
+            return self._epsilon(assigned, count=len(call.places))
+        if assigned.rule == "pass":
+            return Rule(passed, linear=True, several=True)
+        return Rule(functools.partial(_by_parts, assigned=assigned), linear=True, several=True)
+
+    def _epsilon(
+        self, assigned: Assigned, *, count: int = 1, shares: tuple[float, ...] | None = None, through: Any = None
+    ) -> Rule:
+        around = _around(float(assigned.setting("epsilon")), shares, through)
+        return Rule(passed, several=True, linear=True, around=around)
+
+    def _folded(self, situation: Situation) -> Rule | None:
+        """Return the rule of a product and the batch normalisation behind it, where weights matter to it: as one."""
+        source = situation.source(situation.call.arguments[0])
+        if source is None or source.name not in _PLACES or len(source.places) != 1:
+            return None
+        weight, _ = _weights(source)
+        if weight is None:
+            return None
+        kind = next((kind for kind, names in KINDS.items() if source.name in names), "")
+        first = situation.scratch.get("products") == 1
+        assigned = self.composite.assigned(kind, source.name, situation.module, first=first)
+        if assigned.rule in ("epsilon", "pass"):
+            return None
+        return attrs.evolve(self._assigned(assigned, source), fused=Fused(_normalised_product(source, situation.call)))
+
+
+def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[..., Tensor] | None) -> Around:
+    return Around(
+        behind=lambda relevance, z: relevance / stabilised(z, epsilon),
+        before=torch.mul,
+        shares=shares,
+        through=through,
+    )
+
+
+def _weights(call: Call) -> tuple[Tensor | None, Tensor | None]:
+    """Return the weight and the bias of a product; None where it has no input and weight in places of their own."""
+    x, weight, bias = _PLACES[call.name]
+    if call.name in ("matmul", "mm", "bmm") and call.places[0][0] == weight:
+        weight = x
+    elif call.places[0][0] not in (x, "input"):
+        return None, None
+    names = {1: "weight", 2: "bias"}
+    found = [None if at is None else call.argument(at, names.get(at, "")) for at in (weight, bias)]
+    return found[0], found[1]
+
+
+def _by_parts(relevance: Tensor, new: Operation, old: None, *, assigned: Assigned) -> tuple[Tensor]:
+    """Share by the rule of a composite."""
+    call = Call(new.name, new.function, new.arguments, new.keywords, new.places)
+    weight, bias = _weights(call) if new.name in _PLACES and len(new.places) == 1 else (None, None)
+    if weight is None:
+        raise UncoveredOperation(
+            f"model: operation {new.name!r} is not written as an input times a weight, so the rule {assigned.rule!r} "
+            "cannot be applied to it; give it 'epsilon' by composite={'operations': {'" + new.name + "': 'epsilon'}}."
+        )
+    rule: Callable[..., Tensor] = getattr(shares, assigned.rule)
+    return (rule(_product(new), new.inputs[0], weight, bias, relevance, **assigned.settings),)
+
+
+def _product(new: Operation) -> shares.Product:
+    """Return the operation as a function of its input, its weight and its bias."""
+    x, weight, bias = _PLACES[new.name]
+    if new.places[0][0] == weight:
+        x, weight = weight, x
+    names = {1: "weight", 2: "bias"}
+
+    def run(value: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        positional, named = list(new.arguments), dict(new.keywords)
+        for at, tensor in ((x, value), (weight, w), (bias, b)):
+            if at is None:
+                continue
+            if names.get(at) in named:
+                named[names[at]] = tensor
+            elif at == x and "input" in named:
+                named["input"] = tensor
+            elif len(positional) > at:
+                positional[at] = tensor
+            elif tensor is not None:
+                named[names[at]] = tensor
+        if bias == 0 and b is None:
+            positional[0] = torch.zeros((), dtype=value.dtype, device=value.device)
+        result: Tensor = new.function(*positional, **named)
+        return result
+
+    return run
+
+
+def _normalised_product(source: Call, norm: Call) -> Call:
+    """Return the product whose weights and bias do what it and a batch normalisation do."""
+    mean, variance = norm.argument(1, "running_mean"), norm.argument(2, "running_var")
+    scale = (variance + norm.argument(7, "eps", 1e-5)).rsqrt()
+    if (gain := norm.argument(3, "weight")) is not None:
+        scale = scale * gain.detach()
+    weight, bias = _weights(source)
+    assert weight is not None, "asked of products that have weights"
+    shift = -mean * scale if bias is None else (bias.detach() - mean) * scale
+    if (offset := norm.argument(4, "bias")) is not None:
+        shift = shift + offset.detach()
+    axis = 1 if "transpose" in source.name else 0
+    along = [1] * weight.ndim
+    along[axis] = -1
+    positional = list(source.arguments)
+    named = {k: v for k, v in source.keywords.items() if k not in ("weight", "bias")}
+    positional[1:3] = [weight.detach() * scale.view(along), shift]
+    return Call(source.name, source.function, tuple(positional), named, source.places)
+
+
+_SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | {"var", "std", "norm", "linalg_vector_norm"})
+_CHOSEN: Final = _SUMMED | FACTORS.keys() | DIVISOR.keys() | THROUGH.keys() | {"batch_norm"}
+_RULES: Final[Mapping[str, Rule]] = MappingProxyType(
+    {**dict.fromkeys(_ACTIVATIONS, Rule(passed)), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
+)
+
+
+@hookimpl
+def axplain_plugin() -> Any:
+    """Return what makes the rule set of relevance propagation."""
+
+    def make(composite: Any, attention: Any, report: bool, **settings: Any) -> Relevance:
+        known = frozenset(KINDS).union(*KINDS.values())
+        return Relevance(read(composite, settings, known), attention, report)
+
+    return make
