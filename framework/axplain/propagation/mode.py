@@ -23,6 +23,7 @@ from axplain.propagation.operations import (
     LIKE,
     READS,
     SELECTIONS,
+    SEVERAL_RESULTS,
     SHAPED,
     STEPS,
     WHOLE,
@@ -40,6 +41,7 @@ from axplain.propagation.operations import (
     transparent,
 )
 from axplain.propagation.rules import (
+    HANDED_ON,
     OWN_GRADIENT,
     Application,
     Around,
@@ -126,7 +128,11 @@ class PropagationMode(TorchFunctionMode):
         linear = is_linear(name, met.places, met.arguments, met.keywords)
         if linear and not (rule is not None and rule.linear):
             inverse = name in _CARRIES_INVERSE and met.found[0][2] == "inverse"
+            if self._books(met):
+                return self._ruled(met, HANDED_ON, "inverse" if inverse else "smooth")
             return self._outputs(met, self._linear(met), "inverse" if inverse else "smooth")
+        if rule is OWN_GRADIENT and self._books(met):
+            return self._ruled(met, HANDED_ON)
         if rule is OWN_GRADIENT:
             return self._outputs(met, self._linear(met, self._own), "smooth")
         if rule is not None and "out" not in met.keywords:
@@ -138,6 +144,10 @@ class PropagationMode(TorchFunctionMode):
                 result = OPAQUE[name](*met.arguments, **met.keywords)
                 return result if met.written is None else met.written.copy_(result)
         return self._unruled(met)
+
+    def _books(self, met: Met) -> bool:
+        """Whether it is to be noted what an operation that moves elements drops, such as those of a border."""
+        return False
 
     def _situation(self, met: Met) -> Situation:
         inverses = tuple(mark == "inverse" for _, _, mark in met.found)
@@ -284,20 +294,20 @@ class PropagationMode(TorchFunctionMode):
         """Save what is still needed of a tensor that will be overwritten."""
 
     @abstractmethod
-    def _surround(self, met: Met, around: Around, plain: Callable[..., Any]) -> Tensor:
+    def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
         """Run an operation that keeps its own gradient between two changes; return its output."""
 
     @abstractmethod
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
         """Note, or put into the graph, an operation that has a rule; return its output."""
 
-    def _ruled(self, met: Met, rule: Rule) -> Any:
+    def _ruled(self, met: Met, rule: Rule, mark: Mark | None = None) -> Any:
         """Run an operation that has a rule; one that writes runs on a copy, and then its result is written."""
         function, written = met.function, met.written
         plain = function if written is None else lambda first, *more, **named: function(first.clone(), *more, **named)
         others: list[Tensor] = []
         if rule.around is not None:
-            output = self._surround(met, rule.around, plain)
+            output = self._surround(met, rule.around, plain, mark or result_mark(met))
         else:
             if rule.run is None:
                 result, extras = no_grad(plain, *met.arguments, **met.keywords), ()
@@ -339,7 +349,7 @@ class Recording(PropagationMode):
     def _before_writing(self, tensor: Tensor) -> None:
         self.tape.kept.before_writing(tensor)
 
-    def _surround(self, met: Met, around: Around, plain: Callable[..., Any]) -> Tensor:
+    def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
         raise AssertionError("rules that keep an operation's own gradient compare with no references")
 
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
@@ -391,7 +401,10 @@ class Following(PropagationMode):
         self._mark_result(output, mark)
         return output
 
-    def _surround(self, met: Met, around: Around, plain: Callable[..., Any]) -> Tensor:
+    def _books(self, met: Met) -> bool:
+        return self.ledger is not None and met.written is None and met.name.name not in SEVERAL_RESULTS
+
+    def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
         shares = around.shares or (1.0,) * len(met.found)
         book = self._book(met.name.name)
         inputs = [
@@ -406,7 +419,7 @@ class Following(PropagationMode):
             around.behind, self.kept.keep((shown,)), [shown], book and (lambda arrived, _: book(arrived, ()))
         )
         output: Tensor = Ruled.apply(behind, result)  # type: ignore[no-untyped-call]
-        self._mark_result(output, result_mark(met))
+        self._mark_result(output, mark)
         return output
 
     def _before(self, around: Around, tensor: Tensor, share: float, book: Callable[[Any, Any], None] | None) -> Tensor:

@@ -84,6 +84,28 @@ DIVISOR: Final = types.MappingProxyType(
 STEPS: Final = frozenset({"sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "heaviside", "detach", "data"})
 #: A choice of elements by their order; linear where example and reference choose the same.
 SELECTIONS: Final = frozenset({"topk", "sort", "msort", "median", "nanmedian", "kthvalue", "mode"})
+#: Operations that give several tensors, or may.
+SEVERAL_RESULTS: Final = SELECTIONS | {
+    *(
+        "unbind",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "hsplit",
+        "vsplit",
+        "dsplit",
+        "broadcast_tensors",
+    ),
+    *("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "max", "min", "max_pool1d_with_indices"),
+    *(
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+    ),
+}
 #: Results that take only shape, dtype and device from their argument.
 SHAPED: Final = frozenset(
     {

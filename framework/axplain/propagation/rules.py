@@ -104,6 +104,12 @@ def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None
 OWN_GRADIENT: Final = Rule(_never, several=True)
 
 
+#: The rule of operations that move elements where it is noted what they drop.
+HANDED_ON: Final = Rule(
+    _never, several=True, linear=True, around=Around(lambda gradient, _: gradient, lambda gradient, _: gradient)
+)
+
+
 class RuleSet(ABC):
     """Backward rules by the name of the operation.
 

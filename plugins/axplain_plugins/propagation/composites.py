@@ -19,9 +19,9 @@ RULES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "epsilon": frozenset({"epsilon"}),
         "norm": frozenset({"epsilon"}),
-        "gamma": frozenset({"gamma", "epsilon"}),
-        "alpha_beta": frozenset({"alpha", "beta", "epsilon"}),
-        "zplus": frozenset({"epsilon"}),
+        "gamma": frozenset({"gamma", "epsilon", "bias"}),
+        "alpha_beta": frozenset({"alpha", "beta", "epsilon", "bias"}),
+        "zplus": frozenset({"epsilon", "bias"}),
         "zbox": frozenset({"low", "high", "epsilon"}),
         "flat": frozenset({"epsilon"}),
         "wsquare": frozenset({"epsilon"}),
@@ -40,6 +40,8 @@ COMPOSITES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "epsilon_alpha2_beta1_flat": {"first": "flat", "operations": {"convolution": _ALPHA2_BETA1}},
     }
 )
+#: `bias`: whether biases take their share of the relevance, which is then absorbed
+_DEFAULTS: Final = {"bias": True}
 #: what a composite may say, most particular first
 _PARTS: Final = ("layers", "first", "types", "operations")
 
@@ -153,7 +155,7 @@ def _rule(place: str, given: Any, settings: Mapping[str, Any]) -> Assigned:
     if strange:
         expected = f"settings of the rule {name}: {', '.join(sorted(RULES[name])) or 'none'}"
         raise ArgumentError("composite", f"{place}.{strange[0]} came", expected)
-    values = {key: own.get(key, settings.get(key)) for key in sorted(RULES[name])}
+    values = {key: own.get(key, settings.get(key, _DEFAULTS.get(key))) for key in sorted(RULES[name])}
     missing = [key for key, value in values.items() if value is None]
     if missing:
         cure = "They are the least and the largest value that an input can have." if name == "zbox" else ""

@@ -203,7 +203,9 @@ def _by_parts(relevance: Tensor, new: Operation, old: None, *, assigned: Assigne
             "cannot be applied to it; give it 'epsilon' by composite={'operations': {'" + new.name + "': 'epsilon'}}."
         )
     rule: Callable[..., Tensor] = getattr(shares, assigned.rule)
-    return (rule(_product(new), new.inputs[0], weight, bias, relevance, **assigned.settings),)
+    settings = {name: value for name, value in assigned.settings.items() if name != "bias"}
+    bias = bias if assigned.settings.get("bias", True) else None
+    return (rule(_product(new), new.inputs[0], weight, bias, relevance, **settings),)
 
 
 def _product(new: Operation) -> shares.Product:
@@ -236,14 +238,14 @@ def _product(new: Operation) -> shares.Product:
 
 def _normalised_product(source: Call, norm: Call) -> Call:
     """Return the product whose weights and bias do what it and a batch normalisation do."""
-    mean, variance = norm.argument(1, "running_mean"), norm.argument(2, "running_var")
+    mean, variance = norm.argument(3, "running_mean"), norm.argument(4, "running_var")
     scale = (variance + norm.argument(7, "eps", 1e-5)).rsqrt()
-    if (gain := norm.argument(3, "weight")) is not None:
+    if (gain := norm.argument(1, "weight")) is not None:
         scale = scale * gain.detach()
     weight, bias = _weights(source)
     assert weight is not None, "asked of products that have weights"
     shift = -mean * scale if bias is None else (bias.detach() - mean) * scale
-    if (offset := norm.argument(4, "bias")) is not None:
+    if (offset := norm.argument(2, "bias")) is not None:
         shift = shift + offset.detach()
     axis = 1 if "transpose" in source.name else 0
     along = [1] * weight.ndim
