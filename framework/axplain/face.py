@@ -336,7 +336,8 @@ def _absorbed_note(engine: Engine) -> dict[str, Any]:
         runs = sum(other == example for other, _ in engine.ledgers)  # several, where noise was added
         for name, amount in ledger.kept.items():
             kept.setdefault(name, [0.0] * len(examples))[examples.index(example)] += amount / runs
-    return {"absorbed": [sum(amounts) for amounts in zip(*kept.values(), strict=True)], "absorbed by": kept}
+    shown = {name: amounts for name, amounts in kept.items() if any(amounts)}
+    return {"absorbed": [sum(amounts) for amounts in zip(*kept.values(), strict=True)], "absorbed by": shown}
 
 
 def _seat_note(asked: Question) -> dict[str, Any]:

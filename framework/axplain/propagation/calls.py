@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,9 +32,9 @@ class Met:
         """Where the dependent tensors are among the arguments."""
         return [place for place, _, _ in self.found]
 
-    @property
+    @functools.cached_property
     def call(self) -> Call:
-        """The call as rules see it."""
+        """The call as rules see it, one object for all who ask."""
         return Call(self.name.name, self.function, self.arguments, self.keywords, tuple(self.places))
 
     def replaced_by(self, call: Call, marks: Marks) -> Met:

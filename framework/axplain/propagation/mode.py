@@ -73,7 +73,7 @@ class PropagationMode(TorchFunctionMode):
         super().__init__()
         self.rules, self.root, self.notes = rules, root, notes
         self.sources: Any = WeakIdKeyDictionary()  # tensor -> the call with a rule that gave it, and its version then
-        self._scratch: dict[str, Any] = {}
+        self._scratch: dict[Any, Any] = {}
         self._inside: list[Callable[..., Any]] = []
         self.marks = Marks()
         self._nodes: set[Any] | None = None

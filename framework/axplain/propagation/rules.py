@@ -27,8 +27,9 @@ class Rule:
     it again would cost; it gets the function and the arguments of the call. `by_element`: the code does not care how
     many dimensions come first, so that references broadcast over the examples that share them instead of being copied.
     `several`: more than one input may depend on the seat. `linear`: it holds where the operation is linear, too.
-    `choose`: returns the rule of one call, for sets in which that depends on where it is made. `around`: the operation
-    keeps its own gradient, between two changes. `fused`: the rule is that of an earlier call and this one together.
+    `choose`: returns the rule of one call, if it has one, for sets in which that depends on the call. `around`: the
+    operation keeps its own gradient, between two changes. `fused`: the rule is that of an earlier call and this one
+    together.
     """
 
     multipliers: Multipliers
@@ -36,7 +37,7 @@ class Rule:
     by_element: bool = False
     several: bool = False
     linear: bool = False
-    choose: Callable[[Situation], Rule] | None = None
+    choose: Callable[[Situation], Rule | None] | None = None
     around: Around | None = None
     fused: Fused | None = None
 
@@ -93,7 +94,7 @@ class Situation:
     inverses: tuple[bool, ...]
     source: Callable[[Any], Call | None]
     module: Callable[[], tuple[str, torch.nn.Module | None]]
-    scratch: dict[str, Any]
+    scratch: dict[Any, Any]
 
 
 def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None]:

@@ -93,7 +93,7 @@ def check_lrp_conservation(case: Case) -> Gap:
     with torch.no_grad():
         value = case.value(*case.inputs).double()
     tensors = case.structure.unpack(answer.attributions)
-    error = (case.summed(tensors) + torch.as_tensor(absorbed).double() - value).abs()
+    error = (case.summed(tensors) + torch.as_tensor(absorbed, dtype=torch.float64) - value).abs()
     return Gap(error, value.abs(), "relevance of the input and absorbed relevance against F(x)")
 
 

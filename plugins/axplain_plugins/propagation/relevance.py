@@ -18,7 +18,7 @@ from torch import Tensor
 
 from axplain import hookimpl
 from axplain.errors import UncoveredOperation
-from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation
+from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, is_linear
 from axplain.propagation.rules import OWN_GRADIENT, Around, Call, Fused, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.composites import Assigned, Composite, read
@@ -32,9 +32,11 @@ _SUMS: Final = frozenset(
         *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "col2im", "lerp"),
         *("adaptive_avg_pool3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "index_add"),
         *("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "scatter_add", "grid_sampler"),
-        *("nll_loss_nd", "addcdiv", "var", "std", "norm", "linalg_vector_norm"),
+        *("nll_loss_nd", "var", "std", "norm", "linalg_vector_norm"),
     }
 )
+#: what normalisations divide by: no relevance arrives there, unless a model is interested in the spread itself
+_SPREADS: Final = frozenset({"var", "std", "norm", "linalg_vector_norm"})
 _CONVOLUTIONS: Final = frozenset(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))
 _DENSE: Final = frozenset(FACTORS) - _CONVOLUTIONS - {"mul", "multiply", "addcmul"}
 _ACTIVATIONS: Final = frozenset(
@@ -109,8 +111,8 @@ class Relevance(RuleSet):
             return Rule(softmax if self.attention == "softmax" else nothing)
         return _RULES.get(operation)
 
-    def _chosen(self, situation: Situation) -> Rule:
-        """Return the rule of a call of products, quotients, normalisations and sums."""
+    def _chosen(self, situation: Situation) -> Rule | None:
+        """Return the rule of a call of products, quotients, normalisations and sums; None where it is none of these."""
         name, call = situation.call.name, situation.call
         if name in DIVISOR or name in ("mul", "multiply"):
             return self._of_quotient(situation)
@@ -118,7 +120,10 @@ class Relevance(RuleSet):
             return self._of_product(situation)
         if name == "batch_norm" and (folded := self._folded(situation)) is not None:
             return folded
-        return self._epsilon(self.composite.otherwise, through=THROUGH.get(call.name))
+        linear = is_linear(name, list(call.places), call.arguments, call.keywords)
+        if not linear and name not in THROUGH and name not in _SPREADS:
+            return None
+        return self._epsilon(self.composite.otherwise, through=THROUGH.get(name))
 
     def _of_quotient(self, situation: Situation) -> Rule:
         """All goes to what is divided or scaled; two factors share evenly."""
@@ -127,8 +132,8 @@ class Relevance(RuleSet):
             if all(place[0] in (1, "other") for place in places):
                 return Rule(passed, several=True, linear=True)  # one over something: who multiplies by it gives it none
             inverses = tuple(place[0] in (1, "other") for place in places)
-        if len(places) == 1 or not any(inverses):
-            return self._epsilon(self.composite.otherwise, count=len(places))
+        if not any(inverses):
+            return self._epsilon(self.composite.otherwise, shares=(1.0 / len(places),) * len(places))
         return self._epsilon(self.composite.otherwise, shares=tuple(0.0 if inverse else 1.0 for inverse in inverses))
 
     def _of_product(self, situation: Situation) -> Rule:
@@ -141,40 +146,34 @@ class Relevance(RuleSet):
         number = situation.scratch["products"] = situation.scratch.get("products", 0) + 1
         kind = next((kind for kind, names in KINDS.items() if call.name in names), "")
         assigned = self.composite.assigned(kind, call.name, situation.module, first=number == 1)
-        return self._assigned(assigned, call)
+        situation.scratch[id(call)] = call, assigned
+        return self._assigned(assigned)
 
-    def _assigned(self, assigned: Assigned, call: Call) -> Rule:
+    def _assigned(self, assigned: Assigned) -> Rule:
         if assigned.rule == "epsilon":
-            return self._epsilon(assigned, count=len(call.places))
+            return self._epsilon(assigned)
         if assigned.rule == "pass":
             return Rule(passed, linear=True, several=True)
         return Rule(functools.partial(_by_parts, assigned=assigned), linear=True, several=True)
 
-    def _epsilon(
-        self, assigned: Assigned, *, count: int = 1, shares: tuple[float, ...] | None = None, through: Any = None
-    ) -> Rule:
+    def _epsilon(self, assigned: Assigned, *, shares: tuple[float, ...] | None = None, through: Any = None) -> Rule:
         around = _around(float(assigned.setting("epsilon")), shares, through)
         return Rule(passed, several=True, linear=True, around=around)
 
     def _folded(self, situation: Situation) -> Rule | None:
         """Return the rule of a product and the batch normalisation behind it, where weights matter to it: as one."""
         source = situation.source(situation.call.arguments[0])
-        if source is None or source.name not in _PLACES or len(source.places) != 1:
+        if source is None or source.name not in _PLACES or len(source.places) != 1 or _weights(source)[0] is None:
             return None
-        weight, _ = _weights(source)
-        if weight is None:
-            return None
-        kind = next((kind for kind, names in KINDS.items() if source.name in names), "")
-        first = situation.scratch.get("products") == 1
-        assigned = self.composite.assigned(kind, source.name, situation.module, first=first)
+        _, assigned = situation.scratch[id(source)]
         if assigned.rule in ("epsilon", "pass"):
             return None
-        return attrs.evolve(self._assigned(assigned, source), fused=Fused(_normalised_product(source, situation.call)))
+        return attrs.evolve(self._assigned(assigned), fused=Fused(_normalised_product(source, situation.call)))
 
 
 def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[..., Tensor] | None) -> Around:
     return Around(
-        behind=lambda relevance, z: relevance / stabilised(z, epsilon),
+        behind=lambda relevance, z: torch.div(relevance, stabilised(z, epsilon)),
         before=torch.mul,
         shares=shares,
         through=through,
@@ -256,7 +255,7 @@ def _normalised_product(source: Call, norm: Call) -> Call:
     return Call(source.name, source.function, tuple(positional), named, source.places)
 
 
-_SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | {"var", "std", "norm", "linalg_vector_norm"})
+_SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | _SPREADS)
 _CHOSEN: Final = _SUMMED | FACTORS.keys() | DIVISOR.keys() | THROUGH.keys() | {"batch_norm"}
 _RULES: Final[Mapping[str, Rule]] = MappingProxyType(
     {**dict.fromkeys(_ACTIVATIONS, Rule(passed)), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
