@@ -24,6 +24,7 @@ from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.composites import Assigned, Composite, read
 from axplain_plugins.propagation.normalised import THROUGH
 from axplain_plugins.propagation.shares import stabilised
+from axplain_plugins.propagation.weighted import CONVOLUTIONS, PLACES, as_product, normalised_product, weights_of
 
 #: linear operations that add elements up, so that relevance is shared; all others only move it
 _SUMS: Final = frozenset(
@@ -37,8 +38,7 @@ _SUMS: Final = frozenset(
 )
 #: what normalisations divide by: no relevance arrives there, unless a model is interested in the spread itself
 _SPREADS: Final = frozenset({"var", "std", "norm", "linalg_vector_norm"})
-_CONVOLUTIONS: Final = frozenset(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))
-_DENSE: Final = frozenset(FACTORS) - _CONVOLUTIONS - {"mul", "multiply", "addcmul"}
+_DENSE: Final = frozenset(FACTORS) - CONVOLUTIONS - {"mul", "multiply", "addcmul"}
 _ACTIVATIONS: Final = frozenset(
     {
         *(
@@ -67,15 +67,7 @@ _MAXIMA: Final = frozenset(
     }
 )
 #: kind -> the operations that a composite may give a rule to under that name
-KINDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType({"convolution": _CONVOLUTIONS, "dense": _DENSE})
-#: products whose weights and bias are known by their place: (input, weight, bias)
-_PLACES: Final[Mapping[str, tuple[int, int, int | None]]] = MappingProxyType(
-    {
-        **dict.fromkeys((*_CONVOLUTIONS, "linear"), (0, 1, 2)),
-        **dict.fromkeys(("addmm", "addmv", "baddbmm"), (1, 2, 0)),
-        **dict.fromkeys(("matmul", "mm", "bmm", "mv"), (0, 1, None)),
-    }
-)
+KINDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType({"convolution": CONVOLUTIONS, "dense": _DENSE})
 
 
 def passed(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
@@ -163,12 +155,12 @@ class Relevance(RuleSet):
     def _folded(self, situation: Situation) -> Rule | None:
         """Return the rule of a product and the batch normalisation behind it, where weights matter to it: as one."""
         source = situation.source(situation.call.arguments[0])
-        if source is None or source.name not in _PLACES or len(source.places) != 1 or _weights(source)[0] is None:
+        if source is None or source.name not in PLACES or len(source.places) != 1 or weights_of(source)[0] is None:
             return None
         _, assigned = situation.scratch[id(source)]
         if assigned.rule in ("epsilon", "pass"):
             return None
-        return attrs.evolve(self._assigned(assigned), fused=Fused(_normalised_product(source, situation.call)))
+        return attrs.evolve(self._assigned(assigned), fused=Fused(normalised_product(source, situation.call)))
 
 
 def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[..., Tensor] | None) -> Around:
@@ -180,22 +172,10 @@ def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[
     )
 
 
-def _weights(call: Call) -> tuple[Tensor | None, Tensor | None]:
-    """Return the weight and the bias of a product; None where it has no input and weight in places of their own."""
-    x, weight, bias = _PLACES[call.name]
-    if call.name in ("matmul", "mm", "bmm") and call.places[0][0] == weight:
-        weight = x
-    elif call.places[0][0] not in (x, "input"):
-        return None, None
-    names = {1: "weight", 2: "bias"}
-    found = [None if at is None else call.argument(at, names.get(at, "")) for at in (weight, bias)]
-    return found[0], found[1]
-
-
 def _by_parts(relevance: Tensor, new: Operation, old: None, *, assigned: Assigned) -> tuple[Tensor]:
     """Share by the rule of a composite."""
     call = Call(new.name, new.function, new.arguments, new.keywords, new.places)
-    weight, bias = _weights(call) if new.name in _PLACES and len(new.places) == 1 else (None, None)
+    weight, bias = weights_of(call) if new.name in PLACES and len(new.places) == 1 else (None, None)
     if weight is None:
         raise UncoveredOperation(
             f"model: operation {new.name!r} is not written as an input times a weight, so the rule {assigned.rule!r} "
@@ -204,55 +184,7 @@ def _by_parts(relevance: Tensor, new: Operation, old: None, *, assigned: Assigne
     rule: Callable[..., Tensor] = getattr(shares, assigned.rule)
     settings = {name: value for name, value in assigned.settings.items() if name != "bias"}
     bias = bias if assigned.settings.get("bias", True) else None
-    return (rule(_product(new), new.inputs[0], weight, bias, relevance, **settings),)
-
-
-def _product(new: Operation) -> shares.Product:
-    """Return the operation as a function of its input, its weight and its bias."""
-    x, weight, bias = _PLACES[new.name]
-    if new.places[0][0] == weight:
-        x, weight = weight, x
-    names = {1: "weight", 2: "bias"}
-
-    def run(value: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        positional, named = list(new.arguments), dict(new.keywords)
-        for at, tensor in ((x, value), (weight, w), (bias, b)):
-            if at is None:
-                continue
-            if names.get(at) in named:
-                named[names[at]] = tensor
-            elif at == x and "input" in named:
-                named["input"] = tensor
-            elif len(positional) > at:
-                positional[at] = tensor
-            elif tensor is not None:
-                named[names[at]] = tensor
-        if bias == 0 and b is None:
-            positional[0] = torch.zeros((), dtype=value.dtype, device=value.device)
-        result: Tensor = new.function(*positional, **named)
-        return result
-
-    return run
-
-
-def _normalised_product(source: Call, norm: Call) -> Call:
-    """Return the product whose weights and bias do what it and a batch normalisation do."""
-    mean, variance = norm.argument(3, "running_mean"), norm.argument(4, "running_var")
-    scale = (variance + norm.argument(7, "eps", 1e-5)).rsqrt()
-    if (gain := norm.argument(1, "weight")) is not None:
-        scale = scale * gain.detach()
-    weight, bias = _weights(source)
-    assert weight is not None, "asked of products that have weights"
-    shift = -mean * scale if bias is None else (bias.detach() - mean) * scale
-    if (offset := norm.argument(2, "bias")) is not None:
-        shift = shift + offset.detach()
-    axis = 1 if "transpose" in source.name else 0
-    along = [1] * weight.ndim
-    along[axis] = -1
-    positional = list(source.arguments)
-    named = {k: v for k, v in source.keywords.items() if k not in ("weight", "bias")}
-    positional[1:3] = [weight.detach() * scale.view(along), shift]
-    return Call(source.name, source.function, tuple(positional), named, source.places)
+    return (rule(as_product(new), new.inputs[0], weight, bias, relevance, **settings),)
 
 
 _SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | _SPREADS)

@@ -7,14 +7,13 @@ the inputs x, the weights w and the sum z that they take.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
-#: (input, weight, bias) -> output
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+from axplain_plugins.propagation.weighted import Product
 
 
 @attrs.frozen(eq=False)
