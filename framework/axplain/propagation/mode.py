@@ -72,7 +72,7 @@ class PropagationMode(TorchFunctionMode):
     def __init__(self, rules: RuleSet, root: torch.nn.Module | None, notes: set[str]) -> None:
         super().__init__()
         self.rules, self.root, self.notes = rules, root, notes
-        self.sources: Any = WeakIdKeyDictionary()  # tensor -> the call with a rule that gave it, and its version then
+        self.sources: Any = WeakIdKeyDictionary()  # tensor -> the call that gave it, and its version then
         self._scratch: dict[Any, Any] = {}
         self._inside: list[Callable[..., Any]] = []
         self.marks = Marks()
@@ -130,7 +130,9 @@ class PropagationMode(TorchFunctionMode):
             inverse = name in _CARRIES_INVERSE and met.found[0][2] == "inverse"
             if self._books(met):
                 return self._ruled(met, HANDED_ON, "inverse" if inverse else "smooth")
-            return self._outputs(met, self._linear(met), "inverse" if inverse else "smooth")
+            result = self._outputs(met, self._linear(met), "inverse" if inverse else "smooth")
+            self._remember(result, met)
+            return result
         if rule is OWN_GRADIENT and self._books(met):
             return self._ruled(met, HANDED_ON)
         if rule is OWN_GRADIENT:
@@ -156,6 +158,10 @@ class PropagationMode(TorchFunctionMode):
     def _source(self, tensor: Any) -> Call | None:
         call, version = self.sources.get(tensor, (None, None)) if isinstance(tensor, Tensor) else (None, None)
         return call if call is not None and tensor._version == version else None
+
+    def _remember(self, result: Any, met: Met) -> None:
+        if self.rules.fuses and isinstance(result, Tensor) and met.written is None:
+            self.sources[result] = met.call, result._version
 
     def _linear(self, met: Met, nodes: set[Any] | None = None) -> Any:
         """Run an operation as it is, and remember which nodes it added to the graph."""
@@ -319,8 +325,7 @@ class PropagationMode(TorchFunctionMode):
                 plain = met.function
             seen = tuple(tensor.clone() if tensor is written else tensor for _, tensor, _ in met.found)
             output = self._apply(RuledCall(met, rule, plain, seen, first, tuple(extras)), result_mark(met))
-        if self.rules.relevance:
-            self.sources[output] = met.call, output._version
+        self._remember(output, met)
         for other in others:
             self._constants(met.name.name, other)
         if written is None:

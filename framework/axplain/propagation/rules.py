@@ -86,7 +86,7 @@ class Situation:
     """One call that is about to get its rule.
 
     `inverses`: which dependent inputs stand for one over something. `source`: tensor -> the call that gave it, where
-    that had a rule and nothing has written to it since. `module`: the module that makes the call, and its dotted name.
+    nothing has written to it since. `module`: the module that makes the call, and its dotted name.
     `scratch`: what the rule set remembers within a pass.
     """
 
@@ -117,6 +117,7 @@ class RuleSet(ABC):
     `references`: whether rules compare with the same operation on references. `unknown`: what to do without a rule,
     refuse or take the plain gradient; or `fallback`, where a set has one. `relevance`: whether what goes back is the
     target itself, shared out, instead of multipliers; `report`: whether what its operations keep of it is told.
+    `fuses`: whether its rules ask which call gave a tensor.
     """
 
     references: bool = False
@@ -124,6 +125,7 @@ class RuleSet(ABC):
     fallback: Rule | None = None
     relevance: bool = False
     report: bool = False
+    fuses: bool = False
 
     @abstractmethod
     def rule(self, operation: str) -> Rule | None:

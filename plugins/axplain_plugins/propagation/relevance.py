@@ -95,6 +95,7 @@ class Relevance(RuleSet):
     attention: Literal["softmax", "constant"] = "softmax"
     report: bool = False
     relevance: bool = True
+    fuses: bool = True
 
     def rule(self, operation: str) -> Rule | None:
         if operation in _CHOSEN:
