@@ -137,8 +137,14 @@ def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
         yield "inputs", f"tensors of {spec.requires.input_dtype} type"
     if spec.requires.operations == "some":
         yield "operations", "refuses some that it does not define"
+    if not spec.requires.target:
+        yield "target", "none: it explains no target"
+    if spec.requires.layer == "spatial":
+        yield "layer", "one that holds maps (spatial); by default the last convolution"
     if spec.requires.features != "none":
         yield "features", _FEATURES[spec.requires.features]
+    if spec.kind == "rules" and spec.references != "none":
+        yield "baselines", _BASELINES[spec.references]
     if spec.needs:
         yield "needs", ", ".join(sorted(spec.needs))
 
@@ -146,7 +152,10 @@ def _takes(spec: Spec) -> Iterator[tuple[str, str]]:
 def _gives(spec: Spec) -> Iterator[tuple[str, str]]:
     if spec.kind in EXPLAINS:
         where = "where the inner method puts them" if spec.seats == "inner" else f"at the {' or a '.join(spec.seats)}"
-        yield "attributions", f"{'signed' if spec.signed else 'unsigned'}, {where}"
+        shape = "" if spec.mirrors else ", one number for each place or token"
+        yield "attributions", f"{'signed' if spec.signed else 'unsigned'}, {where}{shape}"
+    if spec.perturb_at == "input":
+        yield "looks", "at points of the input"
     if spec.provides:
         yield "provides", ", ".join(sorted(spec.provides))
     reason = f": {spec.determinism.reason}" if spec.determinism.reason else ""

@@ -62,7 +62,7 @@ _TABLE: Final[tuple[tuple[str, Rule], ...]] = (
     ("fmin", Rule(maxima.larger(smallest=True, tie=1.0), several=True)),
     ("minimum", Rule(maxima.larger(smallest=True), several=True)),
 )
-RULES: Final[Mapping[str, Rule]] = MappingProxyType({name: rule for names, rule in _TABLE for name in names.split()})
+_RULES: Final[Mapping[str, Rule]] = MappingProxyType({name: rule for names, rule in _TABLE for name in names.split()})
 
 
 @attrs.frozen
@@ -73,7 +73,7 @@ class Rescale(RuleSet):
     references: bool = True
 
     def rule(self, operation: str) -> Rule | None:
-        return RULES.get(operation)
+        return _RULES.get(operation)
 
 
 @hookimpl

@@ -15,10 +15,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain import hookimpl
+from axplain import describe, hookimpl
 from axplain.propagation.operations import Operation
 from axplain.propagation.rules import Call, Fused, Rule, RuleSet, Situation
-from axplain_plugins.propagation.rescale import RULES
+from axplain.registry import registry
 from axplain_plugins.propagation.secants import Multipliers
 from axplain_plugins.propagation.weighted import PLACES, as_product, normalised_product, weights_of
 
@@ -122,12 +122,13 @@ def _function(call: Call) -> Callable[[Tensor], Tensor]:
 class RevealCancel(RuleSet):
     """Rescale, but for activations right behind a sum."""
 
+    rescale: RuleSet
     unknown: Literal["refuse", "gradient"] = "refuse"
     references: bool = True
     fuses: bool = True
 
     def rule(self, operation: str) -> Rule | None:
-        rescale = RULES.get(operation)
+        rescale = self.rescale.rule(operation)
         if rescale is None or operation not in _ACTIVATIONS:
             return rescale
         return attrs.evolve(rescale, choose=partial(_chosen, rescale))
@@ -155,5 +156,10 @@ def _adds(source: Call) -> bool:
 
 @hookimpl
 def axplain_plugin() -> Any:
-    """Return the class behind `deeplift_reveal_cancel`."""
-    return RevealCancel
+    """Return what makes `deeplift_reveal_cancel`, over the rules of `deeplift_rescale`."""
+
+    def make(**settings: Any) -> RevealCancel:
+        rescale = registry().build(describe("deeplift_rescale", "rules"), settings)
+        return RevealCancel(rescale, **settings)
+
+    return make
