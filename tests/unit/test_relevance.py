@@ -330,6 +330,9 @@ def test_at_a_layer_relevance_is_what_arrives_there() -> None:
         held = model[:5](x)
     tail = model[5:]
     assert torch.equal(relevance(model, x, layer="4"), relevance(tail, held))
+    # the first product of a tail is not the first of the model
+    flat = relevance(model, x, layer="4", composite="epsilon_plus_flat")
+    assert torch.equal(flat, relevance(tail, held, composite="epsilon_plus"))
 
 
 def test_a_composite_is_read_from_toml(tmp_path: Path) -> None:

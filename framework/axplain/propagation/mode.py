@@ -74,6 +74,7 @@ class PropagationMode(TorchFunctionMode):
         self.rules, self.root, self.notes = rules, root, notes
         self.sources: Any = WeakIdKeyDictionary()  # tensor -> the call that gave it, and its version then
         self._scratch: dict[Any, Any] = {}
+        self.whole = True
         self._inside: list[Callable[..., Any]] = []
         self.marks = Marks()
         self._nodes: set[Any] | None = None
@@ -153,7 +154,7 @@ class PropagationMode(TorchFunctionMode):
 
     def _situation(self, met: Met) -> Situation:
         inverses = tuple(mark == "inverse" for _, _, mark in met.found)
-        return Situation(met.call, inverses, self._source, lambda: calling_module(self.root), self._scratch)
+        return Situation(met.call, inverses, self._source, lambda: calling_module(self.root), self._scratch, self.whole)
 
     def _source(self, tensor: Any) -> Call | None:
         call, version = self.sources.get(tensor, (None, None)) if isinstance(tensor, Tensor) else (None, None)

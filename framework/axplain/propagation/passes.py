@@ -75,6 +75,7 @@ class RulePass:
         """Run a forward pass over examples in step with the tape."""
         reader = Reader(self.tape, self.rows) if self.tape is not None else None
         mode = Following(self.rules, model.module, self.notes, reader, self.ledger)
+        mode.whole = model.key is None
         mode.depend(rows)
         try:
             with mode:

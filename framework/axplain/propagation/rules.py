@@ -87,7 +87,8 @@ class Situation:
 
     `inverses`: which dependent inputs stand for one over something. `source`: tensor -> the call that gave it, where
     nothing has written to it since. `module`: the module that makes the call, and its dotted name.
-    `scratch`: what the rule set remembers within a pass.
+    `scratch`: what the rule set remembers within a pass. `whole`: whether the pass begins where the model does, and not
+    at a layer of it.
     """
 
     call: Call
@@ -95,6 +96,7 @@ class Situation:
     source: Callable[[Any], Call | None]
     module: Callable[[], tuple[str, torch.nn.Module | None]]
     scratch: dict[Any, Any]
+    whole: bool
 
 
 def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None]:

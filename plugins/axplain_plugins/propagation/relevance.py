@@ -138,7 +138,7 @@ class Relevance(RuleSet):
             return self._epsilon(self.composite.otherwise, shares=half)
         number = situation.scratch["products"] = situation.scratch.get("products", 0) + 1
         kind = next((kind for kind, names in KINDS.items() if call.name in names), "")
-        assigned = self.composite.assigned(kind, call.name, situation.module, first=number == 1)
+        assigned = self.composite.assigned(kind, call.name, situation.module, first=number == 1 and situation.whole)
         situation.scratch[id(call)] = call, assigned
         return self._assigned(assigned)
 
