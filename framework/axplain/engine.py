@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import attrs
@@ -32,6 +32,8 @@ UNMEASURED_ROWS = 4
 
 #: What a model that runs without autograd is taken to need for a row, in sizes of the row.
 HIDDEN = 32
+
+_UNSEEN: AbstractContextManager[None] = nullcontext()
 
 
 @attrs.define(eq=False)
@@ -226,10 +228,13 @@ class Engine:
         return Answers(value=finite_values(value))
 
     def _read(self, problem: Problem, x: Tensors, index: Tensor, reading: Reading) -> Answers:
-        if reading.backward:
-            read = reading.take(x, lambda rows: self._select(problem, rows, index))
-        else:
-            read = reading.take(x, lambda rows: self._pass(problem, rows, index))
+        def run(rows: Tensors, looking: AbstractContextManager[None]) -> Any:
+            if reading.backward:
+                return self._select(problem, rows, index, looking)
+            with looking:
+                return self._pass(problem, rows, index)
+
+        read = reading.take(x, run)
         self._count(len(index), len(index) if reading.backward else 0)
         value = None if read.value is None else finite_values(read.value)
         return Answers(value=value, terms=read.terms, activation=read.activation)
@@ -237,7 +242,8 @@ class Engine:
     def _gradient(self, problem: Problem, x: Tensors, index: Tensor, under: RulePass | None = None) -> Answers:
         with torch.enable_grad():
             leaves, rows = _leaves(x)
-            value = self._select(problem, rows, index, under)
+            seen = under.following(problem.model, rows) if under else nullcontext()
+            value = self._select(problem, rows, index, seen)
             if under:
                 under.check(value, leaves)
             sent = value.detach() if under and under.rules.relevance else torch.ones_like(value)
@@ -257,8 +263,9 @@ class Engine:
         ends = None if baseline is None else (value.double(), baseline.double())
         return Answers(value=value, terms=terms, ends=ends)
 
-    def _select(self, problem: Problem, rows: Tensors, index: Tensor, under: RulePass | None = None) -> Tensor:
-        seen = under.following(problem.model, rows) if under else nullcontext()
+    def _select(
+        self, problem: Problem, rows: Tensors, index: Tensor, seen: AbstractContextManager[Any] = _UNSEEN
+    ) -> Tensor:
         with problem.target.watching(problem.model), seen:
             raw = self._pass(problem, rows, index)
             value = problem.target.select(raw, index)

@@ -208,7 +208,8 @@ def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
 
 def _hooks(asked: Question) -> bool:
     neurons = asked.target is not None and any(isinstance(part, NeuronTarget) for part in asked.target.parts)
-    return neurons or asked.layers is not None
+    passed = any(parameter.type == "neuron" for spec in asked.call.specs for parameter in spec.parameters.values())
+    return neurons or passed or asked.layers is not None
 
 
 def _normalise(arguments: dict[str, Any]) -> Question:

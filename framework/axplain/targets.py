@@ -274,21 +274,26 @@ class NeuronTarget(_Same):
 
     site: Site
     index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
+    argument: str = "target"
     _seen: list[Tensor] = attrs.field(factory=list)
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""
         seen = self._seen
-        if len(seen) != 1:
-            raise UnsupportedModel(
-                f"target: {self.site} ran {len(seen)} times in one forward pass; a neuron's layer runs exactly once. "
-                "Choose a layer that does, or one call of it: axplain.seat(layer, call=0)."
-            )
+        self.check_calls(len(seen))
         output = rows_of(seen[0], len(index))
         if callable(self.index):
             return CallableTarget(self.index).select(output, index)
         picked = self.pick(output)
         return picked.reshape(len(index), -1).sum(1)
+
+    def check_calls(self, count: int) -> None:
+        """Refuse a layer that did not run exactly once in a pass."""
+        if count != 1:
+            raise UnsupportedModel(
+                f"{self.argument}: {self.site} ran {count} times in one forward pass; a neuron's layer runs exactly "
+                "once. Choose a layer that does, or one call of it: axplain.seat(layer, call=0)."
+            )
 
     def pick(self, output: Tensor) -> Tensor:
         """Return the unit, or the units, of each row: an index that is no callable."""
@@ -296,7 +301,7 @@ class NeuronTarget(_Same):
         verb = "returns" if self.site.of == "output" else "is given"
         if len(wanted) != output.ndim - 1:
             raise ArgumentError(
-                "target",
+                self.argument,
                 f"neuron index {self.index!r} came and layer {self.site.name!r} {verb} {tuple(output.shape)}",
                 f"{output.ndim - 1} indices, one for each dimension after the batch",
             )
@@ -304,9 +309,9 @@ class NeuronTarget(_Same):
         try:
             picked = output[(slice(None), *wanted)]
         except IndexError as error:
-            raise ArgumentError("target", f"neuron index {self.index!r} came", inside) from error
+            raise ArgumentError(self.argument, f"neuron index {self.index!r} came", inside) from error
         if not picked.numel():
-            raise ArgumentError("target", f"neuron index {self.index!r} came", inside)
+            raise ArgumentError(self.argument, f"neuron index {self.index!r} came", inside)
         return picked
 
     def describe(self) -> Any:
@@ -337,7 +342,7 @@ class NeuronTarget(_Same):
         item = self.site.item or 0
         if item >= len(tensors):
             came = f"item={item} came and {self.site} has {len(tensors)} tensors"
-            raise ArgumentError("target", came, f"an item below {len(tensors)}")
+            raise ArgumentError(self.argument, came, f"an item below {len(tensors)}")
         return tensors[item]
 
 
@@ -373,4 +378,4 @@ def resolve_neuron(unit: Neuron, model: Model, argument: str = "target") -> Neur
         raise ArgumentError(
             argument, "a neuron came and the model is a plain callable", "a torch.nn.Module as the model"
         )
-    return NeuronTarget(resolve_site(unit.layer, module, argument), unit.index)
+    return NeuronTarget(resolve_site(unit.layer, module, argument), unit.index, argument)

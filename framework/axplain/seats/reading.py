@@ -6,9 +6,10 @@ taken behind the layer only: what runs before it keeps no graph.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import attrs
@@ -21,10 +22,10 @@ from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.seats.seating import Seating, Slot
 from axplain.seats.sites import hooked
 from axplain.structure import Tensors, map_tensors
-from axplain.targets import NeuronTarget
+from axplain.targets import NeuronTarget, rows_of
 
-#: rows -> the target's value at them
-Pass = Callable[[Tensors], Tensor]
+#: rows, and what to look at them with, inside of what the target itself looks with -> the target's value at them
+Pass = Callable[[Tensors, AbstractContextManager[None]], Tensor]
 
 
 @attrs.frozen(eq=False)
@@ -65,8 +66,7 @@ class Activation(Reading):
             for i, slot in self.seating.passing(site, call):
                 found[i] = leaves[slot.item].detach().movedim(slot.axis, 0).clone()
 
-        with hooked(self.seating.sites, see):
-            run(map_tensors(Tensor.clone, x))
+        run(map_tensors(Tensor.clone, x), hooked(self.seating.sites, see))
         values = _all(self.seating, found)
         return Read(None, values, values)
 
@@ -90,14 +90,11 @@ class Gradient(Reading):
     def take(self, x: Tensors, run: Pass) -> Read:
         """Return the gradients, (rows, ...) per tensor of the layer, or their products with the rates."""
         cut = _Cut(self.seating, self.tangents is not None)
-        with self._moving(x) as rows, torch.no_grad(), hooked(self.seating.sites, cut.meet):
-            value = run(rows)
-        if not value.requires_grad:  # a part of the model restored the mode that it had found
-            cut = _Cut(self.seating, self.tangents is not None)
-            with self._moving(x) as rows, torch.enable_grad(), hooked(self.seating.sites, cut.meet):
-                value = run(rows)
+        # a model that ends a block of no_grad behind the layer puts back the mode that it found before it
+        with self._moving(x) as rows, torch.set_grad_enabled(self.seating.survey.switches):
+            value = run(rows, hooked(self.seating.sites, cut.meet))
         leaves = _all(self.seating, cut.leaves)
-        terms = _gradients(value, leaves, str(self.seating))
+        terms = _gradients(value, leaves, f"the target does not depend differentiably on {self.seating}")
         if self.tangents is not None:
             terms = map_tensors(torch.mul, terms, _all(self.seating, cut.rates))
         return Read(value.detach(), self._in_front(terms), self._in_front(map_tensors(Tensor.detach, leaves)))
@@ -124,9 +121,10 @@ class ThroughNeuron(Reading):
     def take(self, x: Tensors, run: Pass) -> Read:
         """Return (rows, ...) per input."""
         met: list[tuple[Tensor, Tensor]] = []
+        layer = self.neuron.site
 
         def meet(site: int, call: int, leaves: list[Any]) -> list[Any]:
-            before = self.neuron.value_in(leaves)
+            before = rows_of(self.neuron.value_in(leaves), len(x[0]))
             leaf = before.detach().clone().requires_grad_()
             met.append((before, leaf))
             place = next(i for i, item in enumerate(leaves) if item is before)
@@ -134,16 +132,12 @@ class ThroughNeuron(Reading):
 
         with torch.enable_grad():
             inputs = tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in x)
-            with hooked((self.neuron.site,), meet):
-                value = run(map_tensors(Tensor.clone, inputs))
-            if len(met) != 1:
-                raise UnsupportedModel(
-                    f"neuron: {self.neuron.site} ran {len(met)} times in one forward pass; a neuron's layer runs "
-                    "exactly once. Choose one call of it: axplain.seat(layer, call=0)."
-                )
-            (before, leaf), name = met[0], str(self.neuron.site)
-            onward = _gradients(value, (leaf,), name)[0]
-            terms = _gradients(self.neuron.pick(before * onward).sum(), inputs, f"x up to {name}")
+            value = run(map_tensors(Tensor.clone, inputs), hooked((layer,), meet))
+            self.neuron.check_calls(len(met))
+            before, leaf = met[0]
+            onward = _gradients(value, (leaf,), f"the target does not depend differentiably on {layer}")[0]
+            through = self.neuron.pick(before * onward).sum()
+            terms = _gradients(through, inputs, f"{layer} does not depend differentiably on x")
         return Read(value.detach(), terms)
 
 
@@ -180,15 +174,15 @@ def _all(seating: Seating, found: dict[int, Tensor]) -> Tensors:
     return tuple(found[i] for i in range(len(seating.slots)))
 
 
-def _gradients(value: Tensor, leaves: Tensors, name: str) -> Tensors:
+def _gradients(value: Tensor, leaves: Tensors, fault: str) -> Tensors:
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     told: Tensors = ()
     if value.requires_grad and wanted:
         told = torch.autograd.grad(value, wanted, torch.ones_like(value), allow_unused=True)
     if all(gradient is None for gradient in told):
         raise UnsupportedModel(
-            f"model: its output does not depend differentiably on {name}: it detaches, rounds, or is under no_grad. "
-            "Choose a target before that step: target=axplain.neuron(layer, index)."
+            f"model: {fault}: it comes before it, or a step between them detaches, rounds, or is under no_grad. Choose "
+            "a target, or a layer, on the same side of that step."
         )
     given = iter(told)
     each = (next(given) if leaf.requires_grad else None for leaf in leaves)
@@ -209,17 +203,44 @@ def forward_derivatives() -> Iterator[None]:
     Raises:
         UnsupportedModel: an operation has no forward derivative.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    _unfused.enter()
     try:
-        with sdpa_kernel([SDPBackend.MATH]):
-            yield
+        yield
     except (NotImplementedError, RuntimeError) as error:
         if "forward AD" not in str(error) and "forward mode" not in str(error):
             raise
         raise UnsupportedModel(
-            f"model: an operation has no forward derivative, which layer conductance needs: {error}. "
-            "Use integrated_gradients with layer=, which needs none."
+            "model: an operation before the layer has no forward derivative, which the rate of a layer along a path "
+            f"needs: {str(error).splitlines()[0].rstrip('.')}. A method that looks at the layer's own values, "
+            "integrated gradients with layer= for one, needs none."
         ) from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        _unfused.leave()
+
+
+@attrs.define(eq=False)
+class _Unfused:
+    """Turns torch's fused attention off for as long as any thread needs it off: the switches are the process's."""
+
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+    _users: int = 0
+    _back: ExitStack = attrs.field(factory=ExitStack)
+
+    def enter(self) -> None:
+        """Turn it off, unless it is already."""
+        with self._lock:
+            if not self._users:
+                self._back.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
+                self._back.enter_context(sdpa_kernel([SDPBackend.MATH]))
+            self._users += 1
+
+    def leave(self) -> None:
+        """Put back what was found, once nobody needs it off."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._back.close()
+
+
+_unfused = _Unfused()

@@ -27,11 +27,15 @@ class Slot:
 
 @attrs.frozen(eq=False)
 class Survey:
-    """What the two passes told: the slots, how to skip what is before them, and whether x goes around them."""
+    """What the two passes told: the slots, how to skip what is before them, and whether x goes around them.
+
+    `switches`: whether the model itself turns gradients on or off behind the seat.
+    """
 
     slots: tuple[Slot, ...]
     trace: Trace | None
     bypassed: bool
+    switches: bool = False
 
 
 @attrs.frozen(eq=False)

@@ -50,7 +50,7 @@ def _survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
     if first.keys() != second.keys():
         raise ArgumentError("layer", f"{in_words(sites)} runs for some rows and not for others", "one that always runs")
     slots = tuple(_slot(sites[place[0]], place, tensor, second[place]) for place, tensor in first.items())
-    return Survey(slots, Trace.of(one, two), bypassed)
+    return Survey(slots, Trace.of(one, two), bypassed, one.switches)
 
 
 def _traced(

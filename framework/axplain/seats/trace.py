@@ -34,6 +34,9 @@ ABOUT: Final = frozenset(
     }
 )
 
+#: What every block and function of torch that turns gradients on or off comes down to.
+SWITCH: Final = "_set_grad_enabled"
+
 
 class Diverged(Exception):  # noqa: N818 - no fault of anybody: the pass runs in full instead
     """The operations before the seat were not those of the trace."""
@@ -74,13 +77,14 @@ class Tracing(_Mode):
 
     `given`: whatever else comes with the question, each time anew, such as the model's other arguments.
     What is put in the seat no longer depends on the inputs: a target that still does knows them by another way.
+    `switches`: whether the model turns gradients on or off behind the seat, or puts back what it found before it.
     """
 
     def __init__(self, inputs: Tensors, given: Any) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.used: set[tuple[int, int]] = set()
-        self.reached = self.blocked = self._idle = False
+        self.reached = self.blocked = self.switches = self._idle = False
         self.strays: list[Tensor] = []
         self._made: dict[int, tuple[int, int]] = {}
         self._behind = {id(leaf) for leaf in tree_flatten(given)[0]}
@@ -144,6 +148,7 @@ class Tracing(_Mode):
                 self._seated |= {id(leaf)} if seated else set()
         if self.reached:
             self._behind |= {id(leaf) for leaf in leaves}
+            self.switches |= name.name == SWITCH
             # what is kept of before the seat are copies, and a write to one does not reach the others
             self.blocked |= bool(name.in_place and given and _address(given[0]) in self._early)
         else:
