@@ -14,7 +14,7 @@ from torch import Tensor
 from axplain.adapters import BatchModel
 from axplain.discovery import catalog
 from axplain.errors import ArgumentError, UnsupportedModel
-from axplain.groups import resolve_groups
+from axplain.groups import Groups, resolve_groups
 from axplain.model import Model
 from axplain.parameters import Call, settle, settle_values, sized
 from axplain.problem import Arguments, Problem, References
@@ -116,34 +116,24 @@ def question(
     encoded, modality_name = _encode(x, modality)
     inputs, structure = _inputs(encoded)
     at_layer = layer is not None or spec.seats == ("layer",)
-    disturbing = [each for each in call.specs if not at_layer or each.seats == "inner" or each.perturb_at == "input"]
-    check_requirements(inputs, structure, disturbing, "x")
     adapter = Model(model, structure)
-    _check_model(adapter, inputs[0].device)
-    _check_numbers(inputs, structure)
+    _check_subject(adapter, inputs, call, at_layer=at_layer)
     key = Key(_seed(seed))
-    if baselines is None and spec.baselines is not None:
-        baselines = {"use": spec.baselines.name, **spec.baselines.resolve(call.innermost.values)}
+    baselines = _default_baselines(call) if baselines is None else baselines
     layers = _layers(layer, adapter, feature_mask, baselines, spec) if at_layer else None
-    at_input = None if isinstance(baselines, AtSeat) else baselines
-    kind = "none" if isinstance(baselines, AtSeat) else spec.baseline
     problem = Problem(
         model=adapter,
         inputs=inputs,
         target=OutputTarget(),
-        references=resolve_references(at_input, kind, encoded, inputs, structure, key.at("baselines"), spec.name),
+        references=_references(baselines, spec, encoded, inputs, structure, key),
         arguments=_arguments(
             additional_forward_args, forward_kwargs, inputs, structure, whole=isinstance(model, BatchModel)
         ),
         key=key,
-        groups=resolve_groups(feature_mask, inputs, structure)
-        if spec.requires.features != "none" and layers is None
-        else None,
+        groups=None if at_layer else _groups(feature_mask, spec, inputs, structure),
     )
-    if problem.groups is not None:
-        call = sized(call, problem.groups.count)
     return Question(
-        call=call,
+        call=call if problem.groups is None else sized(call, problem.groups.count),
         problem=problem,
         structure=structure,
         target=_target(target, adapter, len(inputs[0])) if spec.requires.target else NoTarget(),
@@ -172,6 +162,34 @@ def _check_wanted(call: Call, layer: Any, target: Any, baselines: Any, feature_m
     if feature_mask is not None and spec.requires.features != "grouped":
         expected = f"nothing: {call.spec.name} does not group features"
         raise ArgumentError("feature_mask", "a mask came", expected, "Leave it out.")
+
+
+def _check_subject(model: Model, inputs: Tensors, call: Call, *, at_layer: bool) -> None:
+    """Refuse inputs that the methods which disturb them cannot take, and a model that cannot take the inputs."""
+    disturbing = [each for each in call.specs if not at_layer or each.seats == "inner" or each.perturb_at == "input"]
+    check_requirements(inputs, model.structure, disturbing, "x")
+    _check_model(model, inputs[0].device)
+    _check_numbers(inputs, model.structure)
+
+
+def _default_baselines(call: Call) -> Any:
+    """Return what stands for absence in the method's own spec, where it says."""
+    spec, values = call.innermost.spec, call.innermost.values
+    return None if spec.baselines is None else {"use": spec.baselines.name, **spec.baselines.resolve(values)}
+
+
+def _references(
+    given: Any, spec: Spec, encoded: Any, inputs: Tensors, structure: Structure, key: Key
+) -> References | None:
+    """Turn baselines into references; those that are values of a layer wait until it is known."""
+    at_seat = isinstance(given, AtSeat)
+    kind = "none" if at_seat else spec.baseline
+    given = None if at_seat else given
+    return resolve_references(given, kind, encoded, inputs, structure, key.at("baselines"), spec.name)
+
+
+def _groups(feature_mask: Any, spec: Spec, inputs: Tensors, structure: Structure) -> Groups | None:
+    return None if spec.requires.features == "none" else resolve_groups(feature_mask, inputs, structure)
 
 
 def _check_at_seat(layer: Any, spec: Spec) -> None:
