@@ -300,22 +300,29 @@ def _tolerance_note(asked: Question, outcome: Outcome, engine: Engine) -> dict[s
     """Say whether the tolerance that was asked for was reached, and what that took."""
     if asked.tolerance is None:
         return {}
-    what, worst, _ = _worst(asked, outcome)
+    what, _ = _bounded(asked)
+    worst = _worst(what, outcome)
     reached = worst <= asked.tolerance
     return {"tolerance": {"asked": asked.tolerance, "reached": reached, what: worst, "rows": engine.count.forward}}
 
 
-def _worst(asked: Question, outcome: Outcome) -> tuple[str, float, str]:
-    """Return what a tolerance bounds, how large it is, and the parameter that would let it shrink."""
+def _bounded(asked: Question) -> tuple[str, str]:
+    """Return what a tolerance bounds, and the parameter that would let it shrink."""
     composition = asked.call.spec.composition
-    if composition is not None and composition.until:
+    assert composition is not None and (composition.until or composition.refinement), "the door refuses others"
+    if composition.until:
+        return "standard error", _parameter_of(composition.until)
+    assert composition.refinement is not None
+    return "residual", _parameter_of(composition.refinement.arguments)
+
+
+def _worst(what: str, outcome: Outcome) -> float:
+    """Return how large that is."""
+    if what == "standard error":
         errors = outcome.standard_errors
-        worst = max((float(error.max()) for error in errors), default=0.0) if errors else math.inf
-        return "standard error", worst, _parameter_of(composition.until)
-    assert composition is not None and composition.refinement is not None, "the door refuses other tolerances"
+        return max((float(error.max()) for error in errors), default=0.0) if errors else math.inf
     residual = outcome.checks.get("completeness")
-    worst = math.inf if residual is None else float(residual.abs().max())
-    return "residual", worst, _parameter_of(composition.refinement.arguments)
+    return math.inf if residual is None else float(residual.abs().max())
 
 
 def _parameter_of(arguments: Mapping[str, Any]) -> str:
@@ -377,12 +384,13 @@ def _judge(asked: Question, outcome: Outcome, explanation: Explanation) -> None:
                 f"model: {int((~tensor.isfinite()).sum())} attributions are NaN or inf: a gradient is not finite where "
                 "the model was asked; look for sqrt or log at 0 and for overflow in half precision."
             )
-    reached = explanation.notes.get("tolerance", {}).get("reached")
+    told = explanation.notes.get("tolerance", {})
+    reached = told.get("reached")
     if reached is False:
-        what, worst, parameter = _worst(asked, outcome)
+        what, parameter = _bounded(asked)
         warn(
             f"{explanation.method}: tolerance={asked.tolerance:g} was not reached after "
-            f"{explanation.cost.forward_rows} rows; the largest {what} is {worst:.3g}. Raise {parameter}."
+            f"{explanation.cost.forward_rows} rows; the largest {what} is {told[what]:.3g}. Raise {parameter}."
         )
     claim = asked.call.innermost.spec.claim("completeness")
     if reached is None and claim is not None and "completeness" in outcome.checks:

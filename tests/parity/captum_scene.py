@@ -71,8 +71,8 @@ def scene() -> dict[str, Any]:
         parameter.data = seeded(*parameter.shape, seed=90 + i)
     own = {
         "model": model, "x": seeded(3, 1, 6, 6), "one": seeded(1, 1, 6, 6, seed=2),
-        "several": seeded(4, 1, 6, 6, seed=3), "deep": deep, "far": 5 * rows, "scalar": Scalar(small), "ruled": partial(_ruled, model),
-        "crowd": seeded(8, 4), "plain": partial(_gradient, model),
+        "several": seeded(4, 1, 6, 6, seed=3), "deep": deep, "far": 5 * rows, "scalar": Scalar(small),
+        "ruled": partial(_ruled, model), "crowd": seeded(8, 4), "plain": partial(_gradient, model),
         "target": torch.tensor([0, 2, 1]), "small": small, "rows": rows, "others": others, "gated": gated,
         "linear": linear, "wide": wide, "wide_row": seeded(1, 200), "functional": Functional(model), "torch": torch,
     }  # fmt: skip

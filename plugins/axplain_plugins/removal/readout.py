@@ -12,6 +12,7 @@ from axplain import hookimpl
 from axplain.moments import Moments, merged
 from axplain.problem import Problem
 from axplain.protocols import Answers, Coefficients, Plan, Points, Reduced
+from axplain.structure import wide
 
 #: independent estimates below which their spread says too little to stop at
 LEAST_UNITS = 8
@@ -32,8 +33,7 @@ class Readout:
 
     def start(self, block: Problem, plan: Plan) -> Sums:
         size = (block.features().count, block.batch)
-        wide = torch.float32 if block.device.type == "mps" else torch.float64
-        return Sums(torch.zeros(size, dtype=wide, device=block.device))
+        return Sums(torch.zeros(size, dtype=wide(block.inputs[0]), device=block.device))
 
     def update(self, state: Sums, points: Points, answers: Answers) -> Sums:
         entries = points.coefficients

@@ -11,6 +11,7 @@ from torch import Tensor
 from axplain import ArgumentError
 from axplain.problem import Problem
 from axplain.protocols import Answers, Plan, Points, Reduced, Repeats
+from axplain.structure import wide
 from axplain_plugins.removal.repeats import within
 
 
@@ -63,13 +64,12 @@ class Table:
 
     def design(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return masks as numbers, weights and marks."""
-        wide = torch.float32 if self.masks[0].device.type == "mps" else torch.float64
-        return torch.cat(self.masks).to(wide), torch.cat(self.weights).to(wide), torch.cat(self.drawn)
+        dtype = wide(self.masks[0])
+        return torch.cat(self.masks).to(dtype), torch.cat(self.weights).to(dtype), torch.cat(self.drawn)
 
     def whole_values(self) -> Tensor:
         """Return all values, (samples, batch)."""
-        wide = torch.float32 if self.values[0].device.type == "mps" else torch.float64
-        return torch.cat(self.values).to(wide)
+        return torch.cat(self.values).to(wide(self.values[0]))
 
 
 @attrs.frozen
