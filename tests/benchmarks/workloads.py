@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tests.benchmarks.layers import LayerConductance, LayerIntegratedGradients
 from tests.benchmarks.methods import (
     DeepLift,
     DeepLiftShap,
@@ -145,6 +146,12 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("deepliftshap20_cnn28_b16", "cnn28", 16, DeepLiftShap(_set("cnn28"))),
     Workload("deepliftshap100_cnn28_b8", "cnn28", 8, DeepLiftShap(_set("cnn28", 100)), quick=False),
     Workload("deepliftshap100_mlp100_b16", "mlp100", 16, DeepLiftShap(_set("mlp100", 100))),
+    Workload("layerig50_mlp20_b1", "mlp20", 1, LayerIntegratedGradients(50, layer=1), quick=False),
+    Workload("layerig50_cnn28_b4", "cnn28", 4, LayerIntegratedGradients(50, layer=4)),
+    Workload("layerig20_resnet18_b1", "resnet18", 1, LayerIntegratedGradients(20, layer=8), quick=False),
+    Workload("layerconductance50_mlp20_b1", "mlp20", 1, LayerConductance(50, layer=1), quick=False),
+    Workload("layerconductance50_cnn28_b4", "cnn28", 4, LayerConductance(50, layer=4)),
+    Workload("layerconductance50_cnn28_b4_norates", "cnn28", 4, LayerConductance(50, 4, rates=False), quick=False),
     Workload("ablation50seg_resnet18_b1", "resnet18", 1, FeatureAblation(50, 224), quick=False),
     Workload("ablation50seg_cnn28_b1", "cnn28", 1, FeatureAblation(50, 28)),
     Workload("ablation100feat_mlp_b1", "mlp100", 1, FeatureAblation(100)),
