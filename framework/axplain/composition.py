@@ -47,16 +47,16 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     alone = problem.seating is None and call.innermost.spec.requires.min_batch == 1  # some compare examples
     if alone and problem.groups is not None and problem.groups.uneven:
         return _by_features(call, problem, engine, settings)
-    # a lift disturbs the input, its method is at the seat
-    if problem.seating is not None and spec.seats != "inner" and spec.perturb_at == "seat":
-        verify = settings.verify and problem.seating.cut
-        return run_method(call, lowered(problem, engine), engine, attrs.evolve(settings, verify=verify))
+    verify = settings.verify and (problem.seating is None or problem.seating.cut)
     claim = spec.claim("completeness")
     claimed = claim is not None and claim.kind != "inherited"  # a lift aggregates the checks of its inner method
-    checks = settings.verify and claimed and problem.references is not None
-    checks = checks and (problem.seating is None or problem.seating.cut)
+    # a lift disturbs the input, its method is at the seat
+    if problem.seating is not None and spec.seats != "inner" and spec.perturb_at == "seat":
+        tail = lowered(problem, engine, ends=verify and claimed)
+        return run_method(call, tail, engine, attrs.evolve(settings, verify=verify))
+    checks = verify and claimed and problem.references is not None
     averages = spec.baseline == "reference" and problem.reference_table().count > 1
-    settings = attrs.evolve(settings, values=call.values, ends=checks and not averages)
+    settings = attrs.evolve(settings, values=call.values, ends=checks and not averages and problem.ends is None)
     if averages:
         outcome = _over_references(call, problem, engine, settings)
     else:
@@ -121,7 +121,7 @@ def _over_references(call: Call, problem: Problem, engine: Engine, settings: Set
     count, sums = references.count, _Sums()
     for columns in engine.samples(problem, count, need_of(call)):
         examples = problem.everyone().repeat(len(columns))
-        pairs = attrs.evolve(problem.take(examples), references=references.paired(columns))
+        pairs = attrs.evolve(problem.take(examples), references=references.paired(columns), ends=None)
         outcome = _method(call).run(pairs, engine, settings)
         sums.add("attributions", outcome.attributions, len(columns))
         if outcome.standard_errors is not None:

@@ -78,6 +78,7 @@ class Problem:
     `clean` is F(x), (batch,), where it is known already: nobody asks for it twice. `groups`: the features of a method
     that switches them. `origin`: (batch,) where in the whole question the examples of a block are; None for all.
     `seating`: the layers that attributions land at; None for the input, and once the question is lowered to them.
+    `ends`: F(x) and mean F(x') of each example, (batch,) in float64, where passes that carried both to a layer told.
     """
 
     model: Model
@@ -90,6 +91,7 @@ class Problem:
     groups: Groups | None = None
     origin: Tensor | None = None
     seating: Seating | None = None
+    ends: tuple[Tensor, Tensor] | None = None
 
     @property
     def batch(self) -> int:
@@ -134,6 +136,7 @@ class Problem:
             clean=self.clean[index] if self.clean is not None else None,
             groups=self.groups.take(index) if self.groups else None,
             origin=index if self.origin is None else self.origin[index],
+            ends=(self.ends[0][index], self.ends[1][index]) if self.ends else None,
         )
 
     def features(self) -> Groups:
@@ -159,7 +162,7 @@ class Problem:
 
     def at(self, inputs: Tensors) -> Problem:
         """Return the same question about other inputs, such as noisy copies of the examples."""
-        return attrs.evolve(self, inputs=inputs, clean=None)
+        return attrs.evolve(self, inputs=inputs, clean=None, ends=None)
 
     def variants(self) -> Tensor:
         """Return (batch,) codes that are equal where two examples ask the same question of an equal row."""

@@ -57,6 +57,8 @@ class Ends:
 def with_completeness(problem: Problem, engine: Engine, outcome: Outcome) -> Outcome:
     """Add the residual sum(attributions) - (F(x) - mean F(x')) and that difference: (batch * targets,), in float64."""
     ends = outcome.ends
+    if ends is None and outcome.columns is None:  # of all references, not of some that were drawn
+        ends = problem.ends
     if ends is None:
         asked = Ends.of(problem, outcome.columns)
         ends = asked.told(engine.check_values(problem, asked.rows))
@@ -74,11 +76,11 @@ def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None
     if engine.witness:
         before, after = engine.witness
     else:
-        pair = problem.take(problem.everyone()[:1].repeat(2))  # batch normalisation in training refuses a single row
-        rows = Rows(pair.inputs, pair.everyone())
-        known = outcome.ends[0] if outcome.ends else pair.clean
-        before = float((engine.check_values(pair, rows) if known is None else known).flatten()[0])
-        after = float(engine.check_values(pair, rows).flatten()[0])
+        one = problem.take(problem.everyone()[:1].repeat(_rows_alone(problem)))
+        rows = Rows(one.inputs, one.everyone())
+        known = outcome.ends[0] if outcome.ends else one.clean
+        before = float((engine.check_values(one, rows) if known is None else known).flatten()[0])
+        after = float(engine.check_values(one, rows).flatten()[0])
     dtype = problem.inputs[0].dtype
     loose = 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
     if not math.isclose(before, after, rel_tol=loose, abs_tol=loose):
@@ -86,6 +88,12 @@ def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None
             f"the model is not deterministic: two passes over the same input differ by {abs(before - after):.3g}, so "
             "an explanation explains neither. Call model.eval(), and look for state that the forward pass changes."
         )
+
+
+def _rows_alone(problem: Problem) -> int:
+    """Return how many rows a pass must have at least: batch normalisation in training refuses a single one."""
+    module = problem.model.module
+    return 2 if module is None or any(part.training for part in module.modules()) else 1
 
 
 def _distinct_questions(problem: Problem, references: References, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

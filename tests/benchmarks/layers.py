@@ -57,7 +57,7 @@ class LayerIntegratedGradients:
 class LayerConductance:
     """Gradient at a layer times its rate along the path from zero; `rows` is the number of steps.
 
-    `rates`: whether the bare loop takes the rates, by dual numbers; without them it runs the same rows and is no answer.
+    `rates`: whether the bare loop takes the rates, by dual numbers; without them the same rows give no answer.
     """
 
     rows: int

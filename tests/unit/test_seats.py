@@ -10,6 +10,7 @@ from tests.unit.seat_models import (
     MODEL,
     ONE,
     SET,
+    Halves,
     Twins,
     X,
     close,
@@ -214,3 +215,46 @@ def test_the_price_of_noise_around_a_layer_is_an_upper_bound(size: int) -> None:
     }  # fmt: skip
     found, stated = axplain.explain(MODEL, X, **asked, verify=False).cost, axplain.estimate(MODEL, X, **asked)
     assert found.forward_rows <= stated.forward_rows and stated.bound == "upper"
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "input_x_gradient", "deeplift", "gradient_shap"])
+@pytest.mark.parametrize("target", [1, [0, 1, 2], [2, 2, 0], axplain.neuron("tail.0", 2), lambda out: out[:, 0] * 2])
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_the_passes_that_carry_tell_both_ends(method: str, target: Any, size: int) -> None:
+    """The residual is against F(x) - F(x') of the whole model, however many targets and references there are."""
+    model = made(Halves)
+    model.tail[1] = nn.Tanh()
+    given: dict[str, Any] = {"layer": "head", "target": target, "batch_size": size, "seed": 1}
+    given |= {} if baselines_of(method) is None else {"baselines": axplain.distribution(SET)}
+    found = axplain.explain(model, X, method, **given)
+    assert (found.difference is None) == (method == "input_x_gradient")
+    if found.difference is None:
+        return
+
+    def value(x: Tensor, i: int) -> Tensor:
+        if callable(target):
+            out: Tensor = target(model(x))
+            return out
+        if not isinstance(target, int | list):
+            return model.tail[0](model.head(x))[:, 2]  # type: ignore[no-any-return]
+        return model(x)[:, target[i] if isinstance(target, list) else target]  # type: ignore[no-any-return]
+
+    if method != "gradient_shap":  # it draws the references whose mean it is
+        wanted = torch.stack([value(X[i : i + 1], i)[0] - value(SET, i).mean() for i in range(3)]).detach()
+        close(found.difference, wanted)
+    total = found.attributions.sum(1)
+    close(found.residuals["completeness"], total - found.difference)
+
+
+def test_the_check_of_a_layer_needs_one_more_pass() -> None:
+    """F(x) and F(x') come with the passes that carry them; one row more says whether the model is deterministic."""
+    found = axplain.explain(MODEL, X, layer="head", baselines=ONE, target=[0, 1, 2], batch_size=50)
+    assert found.cost.forward_rows == 3 * 50 + 3 + 1 and found.cost.backward_rows == 3 * 50
+    assert found.cost.check_rows == 1 and found.delta is not None
+
+
+def test_a_model_in_training_is_checked_with_two_rows() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
+    with pytest.warns(axplain.AxplainWarning):
+        found = axplain.explain(model, X, layer="0", target=0, batch_size=50)
+    assert found.cost.check_rows == 2

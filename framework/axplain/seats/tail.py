@@ -16,7 +16,7 @@ from torch import Tensor
 
 from axplain.engine import Engine
 from axplain.errors import ArgumentError, UnsupportedModel
-from axplain.model import Model
+from axplain.model import Model, finite_values
 from axplain.problem import Arguments, Problem, References
 from axplain.randomness import Key
 from axplain.references import resolve_references
@@ -77,20 +77,22 @@ class TailModel(Model):
         return raw
 
 
-def lowered(problem: Problem, engine: Engine) -> Problem:
+def lowered(problem: Problem, engine: Engine, *, ends: bool = False) -> Problem:
     """Return the question about the model that begins at the seat, with inputs and references carried there.
 
+    `ends`: the passes that carry them shall tell F(x) and F(x'), too, of a question about one target.
     Cost: one forward row for each example, and for each reference that is given at the input.
     """
     seating = problem.seating
     assert seating is not None, "asked for problems that have a seat"
+    load = _Load.of_problem(problem, ends=ends and problem.targets == 1)
     try:
-        values, kept = _carry(problem, engine, problem.inputs, problem.everyone(), keep=True)
+        carried = _carry(problem, engine, load, keep=True)
     except Diverged:  # another way through the model than the trace: every pass runs in full
         seating = seating.without_trace()
         problem = attrs.evolve(problem, seating=seating)
-        values, kept = _carry(problem, engine, problem.inputs, problem.everyone())
-    structure = seating.structure
+        carried = _carry(problem, engine, load, keep=False)
+    structure, kept, batch = seating.structure, carried.kept, problem.batch
     positional = (*problem.inputs, *kept, *problem.arguments.positional)
     before = len(problem.inputs) + len(kept)
     follow = {
@@ -98,31 +100,69 @@ def lowered(problem: Problem, engine: Engine) -> Problem:
         *(len(problem.inputs) + i for i, axis in enumerate(seating.axes) if axis is not None),
         *(before + name if isinstance(name, int) else name for name in problem.arguments.follow),
     }
+    values = map_tensors(lambda tensor: tensor[:batch], carried.values)
+    if seating.baselines is not None:
+        references = resolved_at(seating, values, problem.key)
+    else:
+        rows = map_tensors(lambda tensor: tensor[batch:], carried.values)
+        references = None if load.index is None else References(rows, load.index)
     return attrs.evolve(
         problem,
         model=TailModel(problem.model.function, structure, problem.model, seating),
         inputs=values,
-        references=_references(problem, engine, values),
+        references=references,
         arguments=Arguments(positional, problem.arguments.keyword, frozenset(follow)),
         seating=None,
+        ends=load.ends(carried.told),
     )
 
 
-def _references(problem: Problem, engine: Engine, values: Tensors) -> References | None:
-    seating, references = problem.seating, problem.references
-    assert seating is not None, "asked for problems that have a seat"
-    if seating.baselines is not None:
-        return resolved_at(seating, values, problem.key)
-    if references is None:
-        return None
-    if not problem.arguments.follow:
-        anyone = torch.zeros(len(references.rows[0]), dtype=torch.long, device=problem.device)
-        return References(_carry(problem, engine, references.rows, anyone)[0], references.index)
-    index = references.index.flatten()
-    rows = map_tensors(lambda table: table[index], references.rows)
-    of = problem.everyone().repeat_interleave(references.count)
-    own = torch.arange(len(index), device=index.device).view_as(references.index)
-    return References(_carry(problem, engine, rows, of)[0], own)
+@attrs.frozen(eq=False)
+class _Load:
+    """What is carried to a seat: the examples, then every reference row that is given at the input.
+
+    `of`: (rows,) the example that each row belongs to. `index`: (batch, k), which of the reference rows are an
+    example's. `askers`: (rows,) each, examples whose target is selected from the output of each row. `column`: (batch,)
+    which of them asks for an example's references.
+    """
+
+    x: Tensors
+    of: Tensor
+    index: Tensor | None
+    askers: tuple[Tensor, ...]
+    column: Tensor | None
+
+    @classmethod
+    def of_problem(cls, problem: Problem, *, ends: bool) -> _Load:
+        """Put together what a question needs."""
+        everyone, references = problem.everyone(), problem.references
+        if references is None:
+            return cls(problem.inputs, everyone, None, (), None)
+        column = torch.zeros_like(everyone)
+        if problem.arguments.follow:  # a reference is another one for each example
+            flat = references.index.flatten()
+            rows = map_tensors(lambda table: table[flat], references.rows)
+            owners = everyone.repeat_interleave(references.count)
+            index = torch.arange(len(flat), device=flat.device).view_as(references.index)
+        else:
+            rows, index = references.rows, references.index
+            owners = torch.zeros(len(rows[0]), dtype=torch.long, device=problem.device)
+        x = map_tensors(lambda clean, more: torch.cat([clean, more]), problem.inputs, rows)
+        of = torch.cat([everyone, owners])
+        askers: tuple[Tensor, ...] = (of,) if ends else ()
+        distinct, code = torch.unique(problem.variants(), return_inverse=True)
+        if ends and not problem.arguments.follow and len(distinct) > 1:
+            first = torch.empty_like(distinct).scatter_(0, code, everyone)
+            askers = (of, *(torch.full_like(of, int(example)) for example in first))
+            column = code + 1
+        return cls(x, of, index, askers, column)
+
+    def ends(self, told: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return F(x) and mean F(x') of each example from the targets that were told, (rows, askers)."""
+        if not self.askers or self.index is None or self.column is None:
+            return None
+        batch = len(self.column)
+        return told[:batch, 0], told[batch:][self.index, self.column[:, None]].mean(1)
 
 
 def resolved_at(seating: Seating, values: Tensors, key: Key) -> References | None:
@@ -131,23 +171,32 @@ def resolved_at(seating: Seating, values: Tensors, key: Key) -> References | Non
     return resolve_references(seating.baselines, kind, x, values, structure, key.at("baselines"), seating.method)
 
 
-def _carry(
-    problem: Problem, engine: Engine, x: Tensors, index: Tensor, *, keep: bool = False
-) -> tuple[Tensors, Tensors]:
-    """Return the seat's values at rows of the input, and what is used behind it, the rows first."""
+@attrs.frozen(eq=False)
+class _Carried:
+    """What passes over rows of the input gave: the seat's values, what is used behind it, (rows, askers) targets."""
+
+    values: Tensors
+    kept: Tensors
+    told: Tensor
+
+
+def _carry(problem: Problem, engine: Engine, load: _Load, *, keep: bool) -> _Carried:
+    """Run the rows up to the seat and behind it; `keep`: note what is used there, of the examples."""
     seating = problem.seating
     assert seating is not None, "asked for problems that have a seat"
-    values, kept = [], []
-    for chunk in engine.chunks(problem, len(index)):
-        rows = map_tensors(lambda tensor, chunk=chunk: tensor[chunk], x)
-        found = _pass(problem, seating, rows, index[chunk], keep=keep)
-        values.append(found[0])
-        kept.append(found[1])
-    parts = zip(zip(*kept, strict=True), seating.axes, strict=False)
-    return concatenate(values), tuple(each[0] if axis is None else torch.cat(each) for each, axis in parts)
+    found = []
+    for chunk in engine.chunks(problem, len(load.of)):
+        rows = map_tensors(lambda tensor, chunk=chunk: tensor[chunk], load.x)
+        askers = tuple(asker[chunk] for asker in load.askers)
+        found.append(_pass(problem, seating, rows, load.of[chunk], askers, keep=keep))
+    parts = zip(zip(*(each.kept for each in found), strict=True), seating.axes, strict=False)
+    kept = tuple(each[0] if axis is None else torch.cat(each)[: problem.batch] for each, axis in parts)
+    return _Carried(concatenate(each.values for each in found), kept, torch.cat([each.told for each in found]))
 
 
-def _pass(problem: Problem, seating: Seating, x: Tensors, index: Tensor, *, keep: bool) -> tuple[Tensors, Tensors]:
+def _pass(
+    problem: Problem, seating: Seating, x: Tensors, index: Tensor, askers: tuple[Tensor, ...], *, keep: bool
+) -> _Carried:
     found: dict[int, Tensor] = {}
     keeping = Keeping(seating.trace) if keep and seating.trace is not None else None
 
@@ -159,15 +208,18 @@ def _pass(problem: Problem, seating: Seating, x: Tensors, index: Tensor, *, keep
             found[i] = leaves[slot.item].detach().movedim(slot.axis, 0).clone()
 
     rows, rest = map_tensors(Tensor.clone, x), problem.arguments.rows(index)
-    with keeping or nullcontext(), problem.target.watching(problem.model), hooked(seating.sites, see):
-        problem.model(rows, rest)
+    with problem.target.watching(problem.model):
+        with keeping or nullcontext(), hooked(seating.sites, see):
+            raw = problem.model(rows, rest)
+        told = [finite_values(problem.target.select(raw, of)).double() for of in askers]
     if len(found) < len(seating.slots):
         raise ArgumentError("layer", f"{seating} is reached for some rows and not for others", "one that always runs")
     values = tuple(found[i] for i in range(len(seating.slots)))
+    chosen = torch.stack(told, 1) if told else torch.empty(len(index), 0, device=index.device)
     if keeping is None:
-        return values, ()
+        return _Carried(values, (), chosen)
     places = zip(seating.used, seating.axes, strict=True)
-    return values, tuple(_forth(keeping.kept[place], axis) for place, axis in places)
+    return _Carried(values, tuple(_forth(keeping.kept[place], axis) for place, axis in places), chosen)
 
 
 def _forth(tensor: Tensor, axis: int | None) -> Tensor:
