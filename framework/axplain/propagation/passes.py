@@ -106,8 +106,8 @@ class RulePass:
             )
 
 
-def refuse_hidden_code(model: Model) -> None:
-    """Refuse models whose operations a function mode cannot see.
+def refuse_hidden_code(model: Model, why: str = "A rule set must see each operation.") -> None:
+    """Refuse models whose operations a function mode cannot see; `why` says what needs to see them.
 
     Raises:
         UncoveredOperation: the model is scripted, compiled or spread over devices by threads.
@@ -122,10 +122,10 @@ def refuse_hidden_code(model: Model) -> None:
         where = f"module {name!r} is " if name else "it is "
         for kind, cure in hidden.items():
             if isinstance(part, kind):
-                raise UncoveredOperation(f"model: {where}{cure}. A rule set must see each operation.")
+                raise UncoveredOperation(f"model: {where}{cure}. {why}")
         if hasattr(part, "_orig_mod") or hasattr(part, "_torchdynamo_orig_callable"):
             raise UncoveredOperation(
-                f"model: {where}compiled: explain the module before torch.compile. A rule set must see each operation."
+                f"model: {where}compiled: explain the module before torch.compile. {why}"
             )
 
 

@@ -28,9 +28,8 @@ def check_mirror(case: Case) -> None:
     spec = case.subject.call.innermost.spec
     at_layer = spec.seats == ("layer",) and case.recipe is not None
     for got, x in zip(tensors, (case.held_at(*case.inputs),) if at_layer else case.inputs, strict=True):
-        if not spec.mirrors:
-            x = x[:, :1].expand_as(got) if got.ndim > 1 and len(got) == len(x) else x
-        if got.shape != x.shape or got.device != x.device:
+        free = not spec.mirrors and got.ndim > 1 and len(got) == len(x)  # a number for each place or token
+        if not (free or got.shape == x.shape) or got.device != x.device:
             raise Violation(
                 f"an input {tuple(x.shape)} on {x.device} got attributions {tuple(got.shape)} on {got.device}"
             )
