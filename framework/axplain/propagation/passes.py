@@ -124,9 +124,7 @@ def refuse_hidden_code(model: Model, why: str = "A rule set must see each operat
             if isinstance(part, kind):
                 raise UncoveredOperation(f"model: {where}{cure}. {why}")
         if hasattr(part, "_orig_mod") or hasattr(part, "_torchdynamo_orig_callable"):
-            raise UncoveredOperation(
-                f"model: {where}compiled: explain the module before torch.compile. {why}"
-            )
+            raise UncoveredOperation(f"model: {where}compiled: explain the module before torch.compile. {why}")
 
 
 def record(problem: Problem, rows: Rows, rules: RuleSet, notes: set[str], run: Run, *, paired: bool) -> Tape:
