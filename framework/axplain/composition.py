@@ -225,7 +225,8 @@ class Composed:
         inner = _inner(use, settings.values)
         # checking the inner method pays only where its residual says something about ours
         verify = settings.verify and self.spec.claim("completeness") is not None
-        return _AskMethod(inner, attrs.evolve(settings, verify=verify))
+        several = "model" not in _provides(self.composition.perturbation, settings.values)
+        return _AskMethod(inner, attrs.evolve(settings, verify=verify), several)
 
 
 @attrs.frozen
@@ -388,6 +389,7 @@ class _AskMethod:
 
     inner: Call
     settings: Settings
+    several: bool = True
 
     @property
     def need(self) -> Need:
@@ -396,13 +398,18 @@ class _AskMethod:
 
     @property
     def batched(self) -> bool:
-        """Whether several samples may share a chunk: a seeded method runs once per sample, with its own seed."""
-        return self.inner.spec.determinism.kind == "deterministic"
+        """Whether several samples may share a chunk.
+
+        A seeded method runs once per sample, with its own seed, and so does one whose samples bring a model each.
+        """
+        return self.several and self.inner.spec.determinism.kind == "deterministic"
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         problem = block.take(block.everyone().repeat(points.samples)).at(points.rows)
         if points.references is not None:
             problem = attrs.evolve(problem, references=points.references)
+        if points.model is not None:
+            problem = attrs.evolve(problem, model=points.model)
         if not self.batched:
             problem = attrs.evolve(problem, key=problem.key.at("sample", samples.start))
         outcome = run_method(self.inner, problem, engine, self.settings)

@@ -113,6 +113,10 @@ def question(
     _check_wanted(call, layer, target, baselines, feature_mask)
     if not callable(model):
         raise ArgumentError("model", f"{type(model).__name__} came", "a torch.nn.Module or a callable")
+    exchanging = next((each for each in call.specs if each.requires.module), None)
+    if exchanging is not None and not isinstance(model, torch.nn.Module):
+        came = f"a plain callable ({type(model).__name__}) came"
+        raise ArgumentError("model", came, f"a torch.nn.Module: {exchanging.name} exchanges its parameters")
     encoded, modality_name = _encode(x, modality)
     inputs, structure = _inputs(encoded)
     at_layer = layer is not None or spec.seats == ("layer",)

@@ -209,7 +209,8 @@ def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
 def _hooks(asked: Question) -> bool:
     neurons = asked.target is not None and any(isinstance(part, NeuronTarget) for part in asked.target.parts)
     passed = any(parameter.type == "neuron" for spec in asked.call.specs for parameter in spec.parameters.values())
-    return neurons or passed or asked.layers is not None
+    exchanges = any(spec.requires.module for spec in asked.call.specs)
+    return neurons or passed or exchanges or asked.layers is not None
 
 
 def _normalise(arguments: dict[str, Any]) -> Question:

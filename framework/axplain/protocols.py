@@ -17,6 +17,7 @@ from axplain.structure import Tensors, map_tensors
 
 if TYPE_CHECKING:
     from axplain.engine import Engine
+    from axplain.model import Model
     from axplain.problem import Problem, References
     from axplain.randomness import Key
 
@@ -30,7 +31,7 @@ class Points:
     `drawn`: (samples,), which masks were drawn by chance and not because all fit. `soft`: (samples, 1, ...) per tensor,
     how much of x shows. `coefficients`: what each value adds to each feature. `weight`: (samples,) float64. `tangent`:
     (1 or samples, examples, ...) per tensor, the derivative of the path. `references`: for an inner method, one
-    reference of each row.
+    reference of each row. `model`: what answers in the place of the user's model; points that bring one come alone.
     """
 
     x: Tensors | None
@@ -43,6 +44,7 @@ class Points:
     repeats: Repeats | None = None
     drawn: Tensor | None = None
     soft: Tensors | None = None
+    model: Model | None = None
 
     @property
     def rows(self) -> Tensors:

@@ -41,7 +41,7 @@ GIVES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "method": frozenset({"attribution", "terms"}),
     }
 )
-PROVIDES: Final = frozenset({"weight", "mask", "soft", "coefficients", "tangent", "references"})
+PROVIDES: Final = frozenset({"weight", "mask", "soft", "coefficients", "tangent", "references", "model"})
 
 #: what a layer gives beside gradients, where a method perturbs the input and reads there
 AT_LAYER: Final = frozenset({"activation"})
@@ -140,7 +140,8 @@ class Requires:
     switches on and off: nothing, every element by itself, or groups of them, which `feature_mask` gives.
     `operations`: whether the method explains models of any operations, or refuses some that it does not define.
     `target`: whether it explains one. `layer`: what a layer has to hold; a method that explains layers alone and needs
-    axes of space takes the last convolution where the call names none.
+    axes of space takes the last convolution where the call names none. `module`: whether the model has to be a
+    `torch.nn.Module`, because its parameters are exchanged; no other call may then use it at the same time.
     """
 
     input_dtype: Literal["any", "floating"] = "any"
@@ -150,6 +151,7 @@ class Requires:
     operations: Literal["any", "some"] = "any"
     target: bool = True
     layer: Literal["any", "spatial"] = "any"
+    module: bool = False
 
 
 @attrs.frozen

@@ -210,8 +210,9 @@ class Case:
             raise NotApplicable(f"it takes no {', '.join(sorted(lacking))}")
         arguments = {name: value for name, value in arguments.items() if name not in self.subject.lacks}
         model, x = self.model if model is None else model, self.x if x is KEEP else x
-        if self.recipe is not None and self.subject.needs_layer:
+        if self.recipe is not None and self.subject.needs_module:
             model = model if isinstance(model, nn.Module) else Holding(model, self.made)
+        if self.recipe is not None and self.subject.needs_layer:
             arguments = self._at_layer(model) | arguments
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -10,7 +10,7 @@ import attrs
 from axplain.discovery import describe
 from axplain.formula import Formula
 from axplain.parameters import Call, settle
-from axplain.specs import Claim, FromParameter, Spec
+from axplain.specs import Claim, Spec
 from axplain.targets import Neuron
 
 #: of every sample count that a case may choose: enough to mix several samples, few enough to be quick
@@ -57,6 +57,11 @@ class Subject:
         return bool(self.neurons) or self.call.innermost.spec.seats == ("layer",)
 
     @property
+    def needs_module(self) -> bool:
+        """Whether functions of a model have to be modules that have it as a part."""
+        return self.needs_layer or any(spec.requires.module for spec in self.call.specs)
+
+    @property
     def baseline(self) -> str:
         """What it takes as baselines."""
         return self.call.innermost.spec.baseline
@@ -80,6 +85,11 @@ class Subject:
         """Return the same subject with other parameters."""
         return attrs.evolve(self, parameters={**self.parameters, **parameters})
 
+    @property
+    def silence(self) -> dict[str, float]:
+        """The parameters that switch all noise off."""
+        return {name: 0.0 for name in self.spec.parameters if name.endswith("stdev")}
+
     def quick(self) -> Subject:
         """Return it with few samples: a whole-number parameter that its cost grows with, the user has not set."""
         return self.evolve(**{**few(self.spec), **self.parameters})
@@ -90,7 +100,7 @@ class Subject:
             n: max(least, self.parameters.get(n, least)) for n, least in claim.n_at_least.items()
         }
         if claim.when == "stdev_zero":
-            settled["stdev"] = 0.0
+            settled |= self.silence
         return self.evolve(**settled) if settled else self
 
 
@@ -106,6 +116,4 @@ def few(spec: Spec) -> dict[str, Any]:
 
 def inner_parameter(spec: Spec) -> str | None:
     """Return the name of the parameter that holds the method inside a lift; None where the method is no such lift."""
-    composition = spec.composition
-    use = composition.evaluation.method if composition else None
-    return use.name.parameter if use is not None and isinstance(use.name, FromParameter) else None
+    return next((name for name, parameter in spec.parameters.items() if parameter.type == "method"), None)

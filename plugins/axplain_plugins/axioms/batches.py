@@ -63,12 +63,12 @@ def _following(case: Case) -> Case:
 def check_tuple_equivalence(case: Case) -> Gap:
     """One tensor, and its two halves as two inputs, get the same; so do their joint baselines.
 
-    Noise of the input's size is drawn for each tensor by itself, so what cannot be without it is equal in law only.
+    Noise is drawn for each tensor by itself, so what cannot be without it is equal in law only.
     """
     if len(case.inputs) > 1 or case.inputs[0].shape[-1] < 2:
         raise NotApplicable("only a single input of at least two columns can be cut in two")
-    if "stdev" in case.subject.spec.parameters:
-        case = case.with_parameters(stdev=0.0)
+    silence = case.subject.silence
+    case = case.with_parameters(**silence)
 
     def joined(left: Tensor, right: Tensor, **named: Any) -> Any:
         return case.model(torch.cat([left, right], -1), **named)
@@ -77,7 +77,7 @@ def check_tuple_equivalence(case: Case) -> Gap:
     parts = torch.cat(halves.attributions(), -1)
     gap = Gap.between(parts, case.attributions(), "two halves as two inputs", within=_within(case))
     assert gap.tolerance is not None, "it was given"
-    noisy = case.subject.seeded and "stdev" not in case.subject.spec.parameters
+    noisy = case.subject.seeded and not silence
     return _equal_in_law(case, halves) if noisy and not bool((gap.error <= gap.tolerance).all()) else gap
 
 
