@@ -79,7 +79,7 @@ class Capturing(TorchFunctionMode):
     ) -> Any:
         """Follow one operation."""
         kwargs = kwargs or {}
-        found = {place: (t, trail) for place, t in flat(args, kwargs) if (trail := self._trails.get(t)) is not None}
+        found = {place: (t, trail) for place, t in flat(args, kwargs) if (trail := self._trail(t)) is not None}
         if not found:
             return func(*args, **kwargs)
         name = name_of(func)
@@ -93,7 +93,7 @@ class Capturing(TorchFunctionMode):
             self._inside.append(func)  # a method that calls its parent's comes back by the same name
             try:
                 with self:
-                    return transparent(func)(*args, **kwargs)  # type: ignore[arg-type]
+                    return transparent(func)(*args, **kwargs)
             finally:
                 self._inside.pop()
         result = func(*args, **kwargs)
@@ -120,7 +120,7 @@ class Capturing(TorchFunctionMode):
         values = others[-1][1] if others else None
         if values is None or values.ndim < 3:
             return None  # a linear layer, such as that behind the probabilities of a vocabulary
-        trail = self._trails.get(values)
+        trail = self._trail(values)
         sources = trail.sources if trail else 0
         if found[place][1].role == "moved" or not _weighs_keys(name, args, place, weights):
             self._refuse(f"{name!r} meets a softmax that was rearranged, so which axis are the keys is not known")
@@ -139,6 +139,10 @@ class Capturing(TorchFunctionMode):
         self._all |= self._all + 1  # the next bit: the bits so far are all ones
         self._trails[result] = Trail(self._all)
         return (result,)
+
+    def _trail(self, tensor: Tensor) -> Trail | None:
+        trail: Trail | None = self._trails.get(tensor)  # type: ignore[no-untyped-call]
+        return trail
 
     def _check_shape(self, weights: Tensor) -> None:
         queries, keys = weights.shape[-2:]

@@ -17,7 +17,7 @@ from axplain.structure import Tensors, accumulator
 from axplain_plugins.attention.tokens import attended, explain_tokens, of_query
 
 Fusion = Literal["mean", "max", "min"]
-_FUSIONS: Final = {"mean": Tensor.mean, "max": Tensor.amax, "min": Tensor.amin}
+_FUSIONS: Final[dict[Fusion, Any]] = {"mean": Tensor.mean, "max": Tensor.amax, "min": Tensor.amin}
 
 
 class AttentionRollout:
