@@ -101,6 +101,8 @@ class Capturing(TorchFunctionMode):
         for _, trail in found.values():
             sources |= trail.sources
         written = [args[0]] if name.in_place and args and isinstance(args[0], Tensor) else []
+        if name.name == "mul" and len(found) > 1 and held and result.numel() > held[0][1].numel():
+            self._refuse("values are weighted one by one and summed later; write it as a matrix product")
         for tensor in [*tensors_in(result), *written]:
             self._trails[tensor] = Trail(sources, _role(name.name, args, kwargs, tensor, [t for _, t in held], found))
         return result
@@ -182,7 +184,7 @@ def _role(
             return ""
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         return "weights" if dim in (-1, result.ndim - 1) else "moved"
-    if not held or name in PRODUCTS:
+    if not held:
         return ""
     if name in KEEPS:
         moved = any(trail.role == "moved" for _, trail in found.values())
