@@ -48,6 +48,12 @@ def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(weights, flat[2]).view(q.shape)
 
 
+def split(x: Tensor) -> Tensor:
+    """(batch, heads, tokens, width of a head)."""
+    heads: Tensor = x.reshape(len(x), x.shape[1], HEADS, -1).transpose(1, 2)
+    return heads
+
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 SPELLINGS: dict[str, Attend] = {
     "matmul": matmul,
@@ -77,7 +83,7 @@ class Block(nn.Module):
             new = self.attention(normal, normal, normal, need_weights=self.need_weights)[0]
             return x + (new.transpose(0, 1) if self.sequence_first else new)
         q, k, v = fn.linear(normal, self.attention.in_proj_weight, self.attention.in_proj_bias).chunk(3, -1)
-        heads = [t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (q, k, v)]
+        heads = [split(t) for t in (q, k, v)]
         out: Tensor = self.attention.out_proj(self.attend(*heads).transpose(1, 2).flatten(2))
         return x + out
 
@@ -101,7 +107,7 @@ def maps(block: Block, x: Tensor) -> Tensor:
     """(batch, heads, tokens, tokens), written out."""
     normal = block.norm(x)
     q, k, _ = fn.linear(normal, block.attention.in_proj_weight, block.attention.in_proj_bias).chunk(3, -1)
-    q, k = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (q, k))
+    q, k = (split(t) for t in (q, k))
     return torch.softmax(q @ k.mT / math.sqrt(WIDTH // HEADS), -1)
 
 
@@ -128,7 +134,7 @@ def close(found: Tensor, expected: Tensor, within: float = 1e-12) -> None:
 def test_rollout_of_two_layers_by_hand(fusion: str, residual: float) -> None:
     fuse: Any = {"mean": lambda w: w.mean(1), "max": lambda w: w.amax(1), "min": lambda w: w.amin(1)}[fusion]
     whole = by_hand(fuse, residual)
-    given = {"head_fusion": fusion, "residual_weight": residual}
+    given: dict[str, Any] = {"head_fusion": fusion, "residual_weight": residual}
     for query in (0, 1, -1):
         close(explained(MODEL, "attention_rollout", query=query, **given), whole[:, query])
     close(explained(MODEL, "attention_rollout", query=None, **given), whole.mean(1))
@@ -159,7 +165,7 @@ def relevance_by_hand(x: Tensor, target: int) -> Tensor:
 
         def through(block: Block, h: Tensor, weights: Tensor) -> Tensor:
             v = fn.linear(block.norm(h), block.attention.in_proj_weight, block.attention.in_proj_bias).chunk(3, -1)[2]
-            mixed = weights @ v.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            mixed = weights @ split(v)
             out: Tensor = h + block.attention.out_proj(mixed.transpose(1, 2).flatten(2))
             return out
 
@@ -223,7 +229,7 @@ def test_fused_encoder_layers_are_seen_into(method: str, norm_first: bool) -> No
     encoder = nn.TransformerEncoder(layer.double(), 2, enable_nested_tensor=not norm_first).eval()
     fast = torch.backends.mha.get_fastpath_enabled()
     given: dict[str, Any] = {"forward_kwargs": {"src_key_padding_mask": torch.tensor([[False] * 3 + [True]] * 3)}}
-    target = {"target": (0, 1)} if method == "attention_relevance" else {}
+    target: dict[str, Any] = {"target": (0, 1)} if method == "attention_relevance" else {}
     found = axplain.explain(encoder, X, method, **target, **given).attributions
     assert torch.backends.mha.get_fastpath_enabled() is fast
     assert found.shape == (3, TOKENS) and not found[:, 3].any() and bool(found[:, :3].all())
@@ -277,7 +283,7 @@ class Cross(nn.Module):
     """Queries from the first input, keys and values from the second; as many of each."""
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return matmul(x.unsqueeze(1), context.unsqueeze(1), context.unsqueeze(1)).squeeze(1).sum(1)
+        return matmul(x.unsqueeze(1), context.unsqueeze(1), context.unsqueeze(1))[:, 0, 0]
 
 
 class Branches(nn.Module):
@@ -288,7 +294,8 @@ class Branches(nn.Module):
         self.left, self.right = Block(matmul, 1), Block(matmul, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.left(x) + self.right(x))[:, 0]
+        out: Tensor = self.left(x) + self.right(x)
+        return out[:, 0]
 
 
 def decoder(x: Tensor) -> Tensor:
@@ -319,7 +326,7 @@ def over_queries(x: Tensor) -> Tensor:
 
 
 def talking(x: Tensor) -> Tensor:
-    q = x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    q = split(x)
     mixed = (q @ q.mT).softmax(-1).permute(0, 2, 3, 1) @ torch.ones(HEADS, HEADS, dtype=torch.float64)
     return (mixed.permute(0, 3, 1, 2) @ q)[:, 0, 0]
 
@@ -328,6 +335,7 @@ def one_by_one(x: Tensor) -> Tensor:
     return ((x @ x.mT).softmax(-1).unsqueeze(-1) * x.unsqueeze(1)).sum(2)[:, 0]
 
 
+TRACED = torch.jit.trace(nn.Linear(WIDTH, 2).double(), X)  # type: ignore[no-untyped-call]
 REFUSED: dict[str, tuple[Any, Any, str]] = {
     "cross": (Cross(), (X, X + 1), "cross-attention"),
     "branches": (Branches(), X, "'right'.*branches side by side"),
@@ -340,7 +348,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "one by one": (one_by_one, X, "weighted one by one"),
     "none": (lambda x: x.sum(1).tanh(), X, "no attention weights were seen.*attn_implementation"),
     "class probabilities": (lambda x: x[:, 0].softmax(-1) @ X[0].T, X, "no attention weights were seen"),
-    "scripted": (torch.jit.trace(nn.Linear(WIDTH, 2).double(), X), X, "scripted.*attention weights must be seen"),
+    "scripted": (TRACED, X, "scripted.*attention weights must be seen"),
 }
 
 
@@ -348,7 +356,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_other_attention_is_refused_by_name(method: str, case: str) -> None:
     model, x, words = REFUSED[case]
-    target = {"target": lambda out: out.flatten(1)[:, 0]} if method == "attention_relevance" else {}
+    target: dict[str, Any] = {"target": lambda out: out.flatten(1)[:, 0]} if method == "attention_relevance" else {}
     with pytest.raises(UncoveredOperation, match=words):
         axplain.explain(model, x, method, **target)
 

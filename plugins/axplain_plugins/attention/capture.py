@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from axplain.errors import UncoveredOperation
-from axplain.propagation.mode import module_calling
+from axplain.propagation.calls import module_calling
 from axplain.propagation.opaque import attention
 from axplain.propagation.operations import Place, flat, is_python, name_of, replaced, tensors_in, transparent
 from axplain.structure import Tensors

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from axplain.errors import UncoveredOperation
+from axplain.propagation.calls import module_calling
 from axplain.propagation.marks import Marks
-from axplain.propagation.mode import module_calling
 from axplain.propagation.operations import (
     LINEAR,
     Place,

@@ -27,7 +27,8 @@ class Steps:
 class GradientShares:
     """`sum_k (F_{k+1} - F_k) g_k^2 / |g_k|^2`: a step of n samples, in their order, goes by its first gradient.
 
-    Where that gradient is zero and F changes all the same the change is left out, and the residual shows it.
+    Where that is zero, and has no direction, the step goes by its last. Where both are zero and F changes all the
+    same the change is left out, and the residual shows it.
     """
 
     def start(self, block: Problem, plan: Plan) -> Steps | None:
@@ -43,8 +44,8 @@ class GradientShares:
             sums = state.sums
             value = torch.cat([state.value.unsqueeze(0), value])
             shares = map_tensors(lambda last, new: torch.cat([last.unsqueeze(0), new]), state.shares, shares)
-        changes = value.diff(dim=0)
-        sums = map_tensors(lambda total, share: total + _weighted(share[:-1], changes), sums, shares)
+        changes, known = value.diff(dim=0), _known(shares)[:-1]
+        sums = map_tensors(lambda total, share: total + _weighted(_of_steps(share, known), changes), sums, shares)
         return Steps(sums, value[-1].clone(), map_tensors(lambda share: share[-1].clone(), shares))
 
     def finish(self, state: Steps, block: Problem) -> Reduced:
@@ -59,6 +60,16 @@ def _shares(gradients: Tensors) -> Tensors:
     length = total(squares)
     length = length.where(length > 0, 1.0)
     return map_tensors(lambda square: square / trailing(length.to(square.dtype), square), squares)
+
+
+def _known(shares: Tensors) -> Tensor:
+    """Return where, (samples, examples), any tensor has a share."""
+    return torch.stack([share.flatten(2).any(2) for share in shares]).any(0)
+
+
+def _of_steps(share: Tensor, known: Tensor) -> Tensor:
+    """Return the shares of the steps between samples: the first sample's where they are known, else the last one's."""
+    return torch.where(known.view(*known.shape, *[1] * (share.ndim - 2)), share[:-1], share[1:])
 
 
 def _weighted(shares: Tensor, changes: Tensor) -> Tensor:
