@@ -202,17 +202,18 @@ def evaluating(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def occupied(function: Any, hooked: bool) -> Iterator[None]:
-    """Let calls share a model, except with one that puts a hook on a layer.
+    """Let calls share a model, except with one that puts a hook on a layer or exchanges parameters.
 
     Raises:
-        UnsupportedModel: another thread explains the model and one of the two hooks a layer.
+        UnsupportedModel: another thread explains the model and one of the two does.
     """
     shared, hooks = (id(function), "shared"), (id(function), "hooked")
     mine = hooks if hooked else shared
     with _lock:
         if _users[hooks] or (hooked and _users[shared]):
             raise UnsupportedModel(
-                "model: another thread explains it and a layer is hooked; explain one after the other, or a copy of it."
+                "model: another thread explains it, and a layer is hooked or parameters are exchanged; explain one "
+                "after the other, or a copy of it."
             )
         _users[mine] += 1
     try:

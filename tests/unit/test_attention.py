@@ -81,7 +81,8 @@ class Block(nn.Module):
         if self.attend is None:
             normal = normal.transpose(0, 1) if self.sequence_first else normal
             new = self.attention(normal, normal, normal, need_weights=self.need_weights)[0]
-            return x + (new.transpose(0, 1) if self.sequence_first else new)
+            mixed: Tensor = new.transpose(0, 1) if self.sequence_first else new
+            return x + mixed
         q, k, v = fn.linear(normal, self.attention.in_proj_weight, self.attention.in_proj_bias).chunk(3, -1)
         heads = [split(t) for t in (q, k, v)]
         out: Tensor = self.attention.out_proj(self.attend(*heads).transpose(1, 2).flatten(2))

@@ -264,7 +264,7 @@ def test_an_x_that_needs_a_modality_is_told_which_there_are() -> None:
 UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"method": "integrated_gradient"}, "Did you mean 'integrated_gradients'"),
     "noise": ({"noise": "smoothgradd"}, "Did you mean 'smoothgrad'"),
-    "noise that is a method": ({"noise": {"mode": "saliency"}}, "Installed: smoothgrad, smoothgrad_sq, vargrad"),
+    "noise that is a method": ({"noise": {"mode": "saliency"}}, "Installed: fusiongrad, noisegrad, smoothgrad, "),
     "inner": ({"method": "vargrad", "inner": "salience"}, "Did you mean 'saliency'"),
     "baseline": ({"baselines": "zero"}, "Did you mean 'zeros'"),
     "baseline in a mapping": ({"baselines": {"use": "gausian"}}, "Did you mean 'gaussian'"),

@@ -50,8 +50,8 @@ MODEL = Network()
 def noisy(sample: int, stdev: float, mode: str = "noisegrad", seed: int = 0) -> Network:
     """A copy with the parameters that one sample has."""
     model = copy.deepcopy(MODEL)
-    for name, parameter in model.named_parameters():
-        noise = Key(seed, (mode, "parameters", name, sample)).normal(parameter.detach().unsqueeze(0))
+    for place, parameter in enumerate(model.parameters()):
+        noise = Key(seed, (mode, "parameters", place, sample)).normal(parameter.detach().unsqueeze(0))
         parameter.data = parameter.data * (1 + stdev * noise)
     assert model.twin.weight is model.mid.weight
     return model
@@ -139,9 +139,8 @@ def test_a_failing_pass_puts_the_parameters_back() -> None:
 @pytest.mark.parametrize("inner", ["saliency", "input_x_gradient", "integrated_gradients", "layer_activation"])
 def test_at_a_layer(inner: str) -> None:
     """What runs before the layer is noisy too, and is no memory of the model without noise."""
-    given: dict[str, Any] = {"layer": "mid", "verify": False} | (
-        {"target": None} if inner == "layer_activation" else {}
-    )
+    given: dict[str, Any] = {"layer": "mid", "verify": False}
+    given |= {"target": None} if inner == "layer_activation" else {}
     each = [explained(noisy(s, 0.3), inner, **given) for s in range(3)]
     found = explained(inner=inner, n_samples=3, stdev=0.3, **given)
     torch.testing.assert_close(found, torch.stack(each).mean(0), rtol=1e-9, atol=1e-12)
@@ -165,6 +164,10 @@ def test_the_predicted_class_is_that_of_the_model_itself() -> None:
     found = axplain.explain(MODEL, X, "noisegrad", stdev=2.0)
     assert found.target == predicted.tolist() or list(found.target) == predicted.tolist()
     torch.testing.assert_close(found.attributions, explained(target=predicted, stdev=2.0))
+
+
+def test_a_wrapper_of_the_model_gets_the_same_noise() -> None:
+    assert torch.equal(explained(axplain.evaluating(MODEL)), explained())
 
 
 def test_completeness_is_that_of_the_noisy_models() -> None:

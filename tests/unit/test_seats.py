@@ -23,11 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import axplain
 
 METHODS = [name for name in axplain.methods() if axplain.describe(name).seats == ("input", "layer")]
-
-
-LIFTS = [name for name in axplain.methods() if axplain.describe(name).kind == "noise"]
-
-
+NOISE = [axplain.describe(name) for name in axplain.methods() if axplain.describe(name).kind == "noise"]
+LIFTS = [spec.name for spec in NOISE if not spec.requires.module]  # the others put it on parameters
 COUNTED = ("saliency", "integrated_gradients", "gradient_shap", "feature_permutation", "input_x_gradient")
 
 

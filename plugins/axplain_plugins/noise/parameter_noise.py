@@ -19,7 +19,7 @@ from axplain.randomness import Key
 
 @attrs.frozen
 class ParameterNoise:
-    """Every floating parameter times `1 + stdev * noise`, n models; one generator per sample and parameter.
+    """Every floating parameter times `1 + stdev * noise`, n models; one generator per sample and place of a parameter.
 
     Buffers, such as the statistics of batch normalisation, stay as they are. Parameters that modules share stay shared.
     """
@@ -61,11 +61,11 @@ class ParameterPlan:
     def _model(self, model: Model, sample: int) -> NoisyModel:
         assert model.module is not None, "checked by the plan"
         own = dict(model.module.named_parameters())
-        weights = {name: self._noisy(name, own[name].detach(), sample) for name in self.names}
+        weights = {name: self._noisy(place, own[name].detach(), sample) for place, name in enumerate(self.names)}
         return NoisyModel(model.function, model.structure, weights)
 
-    def _noisy(self, name: str, parameter: Tensor, sample: int) -> Tensor:
-        noise = self.key.at("parameters", name, sample).normal(parameter.unsqueeze(0))
+    def _noisy(self, place: int, parameter: Tensor, sample: int) -> Tensor:
+        noise = self.key.at("parameters", place, sample).normal(parameter.unsqueeze(0))
         return parameter * (1 + self.stdev * noise)
 
 

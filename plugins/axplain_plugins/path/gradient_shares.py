@@ -45,7 +45,7 @@ class GradientShares:
             value = torch.cat([state.value.unsqueeze(0), value])
             shares = map_tensors(lambda last, new: torch.cat([last.unsqueeze(0), new]), state.shares, shares)
         changes, known = value.diff(dim=0), _known(shares)[:-1]
-        sums = map_tensors(lambda total, share: total + _weighted(_of_steps(share, known), changes), sums, shares)
+        sums = map_tensors(lambda before, share: before + _weighted(_of_steps(share, known), changes), sums, shares)
         return Steps(sums, value[-1].clone(), map_tensors(lambda share: share[-1].clone(), shares))
 
     def finish(self, state: Steps, block: Problem) -> Reduced:
@@ -54,7 +54,7 @@ class GradientShares:
 
 def _shares(gradients: Tensors) -> Tensors:
     """Return `g^2 / |g|^2` of each row, the length over all tensors; zeros where the gradient is zero."""
-    largest = torch.stack([g.abs().flatten(1).amax(1) for g in gradients]).amax(0)
+    largest = torch.stack([g.abs().reshape(len(g), -1).amax(1) for g in gradients]).amax(0)
     unit = largest.where(largest > 0, 1.0)  # squares of small gradients would be zero
     squares = map_tensors(lambda g: (g.to(accumulator(g.dtype)) / trailing(unit, g)).square(), gradients)
     length = total(squares)
@@ -64,7 +64,7 @@ def _shares(gradients: Tensors) -> Tensors:
 
 def _known(shares: Tensors) -> Tensor:
     """Return where, (samples, examples), any tensor has a share."""
-    return torch.stack([share.flatten(2).any(2) for share in shares]).any(0)
+    return torch.stack([share.reshape(*share.shape[:2], -1).any(2) for share in shares]).any(0)
 
 
 def _of_steps(share: Tensor, known: Tensor) -> Tensor:
