@@ -17,12 +17,13 @@ from axplain.coalitions import AskCoalitions
 from axplain.discovery import catalog
 from axplain.engine import Engine, Need, join, out_of_memory
 from axplain.errors import ArgumentError
+from axplain.guard import occupied, untouched
 from axplain.parameters import Call, settle, settle_values, sized
 from axplain.problem import Problem
 from axplain.propagation.passes import Comparison, RulePass
 from axplain.propagation.rules import Ledger, RuleSet
 from axplain.propagation.tape import Tape
-from axplain.protocols import Aggregation, Answers, Method, Outcome, Plan, Points, Reduced, Settings
+from axplain.protocols import Aggregation, Answers, Counting, Method, Outcome, Plan, Points, Reduced, Settings
 from axplain.registry import registry
 from axplain.residuals import Ends, with_completeness
 from axplain.seats.reading import Activation, Gradient, ThroughNeuron
@@ -101,8 +102,12 @@ def shares_passes(call: Call, tolerance: float | None) -> bool:
 
 
 def planned_samples(call: Call, problem: Problem) -> int:
-    """Return the samples of each example that a composition's plan has."""
-    assert call.spec.composition is not None, "only a composition has a plan"
+    """Return the samples of each example: of a composition's plan, or as a method's own code counts them."""
+    if call.spec.composition is None:
+        counting: Counting = registry().build(call.spec, {})
+        model = problem.model
+        with occupied(model.function, problem.seating is not None), untouched(model.module, problem.device):
+            return counting.samples(problem, call.values)
     plan: Plan = _component("perturbation", call.spec.composition.perturbation, call.values).plan(problem)
     return plan.count
 

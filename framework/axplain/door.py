@@ -212,7 +212,7 @@ def _layers(layer: Any, model: Model, feature_mask: Any, baselines: Any, spec: S
     given = baselines.value if isinstance(baselines, AtSeat) else None
     if layer is None:
         return Layers((), False, feature_mask, given)
-    if isinstance(layer, list | tuple) and not spec.mirrors:
+    if isinstance(layer, list | tuple) and spec.mirrors is not True:
         raise ArgumentError("layer", "several came", f"one: {spec.name} gives one map", "Call it once for each.")
     return Layers(resolve_sites(layer, model), isinstance(layer, list | tuple), feature_mask, given)
 

@@ -73,7 +73,8 @@ class Explanation:
         shapes = self.structure.pack([tuple(tensor.shape) for tensor in self.tensors])
         target = str(self.target) if len(str(self.target)) <= 40 else str(self.target)[:37] + "..."
         delta = f", delta={float(self.delta.abs().max()):.1e}" if self.delta is not None else ""
-        return f"Explanation({self.method!r}, target={target}, shape={shapes}{delta}, {self.seconds:.2f}s)"
+        layer = f", {self.provenance['layer']}" if self.provenance.get("layer") else ""
+        return f"Explanation({self.method!r}, target={target}{layer}, shape={shapes}{delta}, {self.seconds:.2f}s)"
 
     def top(self, k: int = 5, example: int = 0) -> list[Feature]:
         """Return the k elements of one example with the largest absolute attribution, largest first.

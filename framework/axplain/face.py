@@ -362,8 +362,9 @@ def _mirror(tensors: Tensors, asked: Question, problem: Problem) -> Tensors:
 
     Of a method that mirrors neither, a number for each example and place.
     """
-    wanted = problem.seat_shapes
-    if not asked.call.innermost.spec.mirrors:
+    mirrors = asked.call.innermost.spec.mirrors
+    wanted = attrs.evolve(problem, seating=None).seat_shapes if mirrors == "input" else problem.seat_shapes
+    if not mirrors:
         if len(tensors) != 1 or len(tensors[0]) != problem.batch:
             shapes = [tuple(tensor.shape) for tensor in tensors]
             raise PluginError(f"the method returned {shapes}; expected one tensor with {problem.batch} rows")

@@ -221,6 +221,14 @@ class Method(Protocol):
         ...
 
 
+class Counting(Protocol):
+    """What a method's own code also tells, where the cost formula of its spec names `samples`."""
+
+    def samples(self, problem: Problem, values: Mapping[str, Any]) -> int:
+        """Return the samples of each example, for the parameters of a call, before it runs."""
+        ...
+
+
 class Refinement(Protocol):
     """A loop with feedback that answers `tolerance=` instead of a fixed number of samples."""
 

@@ -273,6 +273,12 @@ def _seats(value: Any, _: type) -> Any:
     return tuple(value)
 
 
+def _mirrors(value: Any, _: type) -> Any:
+    if type(value) is not bool and value != "input":
+        raise ValueError(f"expected true, false or 'input', got {value!r}")
+    return value
+
+
 def _choice(value: Any, type_: Any) -> Any:
     if value not in get_args(type_):
         raise ValueError(f"{value!r} is none of {', '.join(map(repr, get_args(type_)))}")
@@ -323,6 +329,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: t == frozenset[str], _strings(frozenset))
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Parameter).min.type, _bound)
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Spec).seats.type, _seats)
+    converter.register_structure_hook_func(lambda t: t == attrs.fields(Spec).mirrors.type, _mirrors)
     converter.register_structure_hook_func(lambda t: t == attrs.fields(Composition).post.type, _post)
     converter.register_structure_hook_func(lambda t: t == Mapping[str, str], _texts)
     converter.register_structure_hook_func(lambda t: t == Mapping[str, Any], _arguments)

@@ -136,17 +136,19 @@ class Composition:
 class Requires:
     """What must hold before the first forward pass.
 
-    `min_dims`: least dimensions of each input, batch included. `min_batch`: least examples. `features`: what the method
-    switches on and off: nothing, every element by itself, or groups of them, which `feature_mask` gives.
-    `operations`: whether the method explains models of any operations, or refuses some that it does not define.
-    `target`: whether it explains one. `layer`: what a layer has to hold; a method that explains layers alone and needs
-    axes of space takes the last convolution where the call names none. `module`: whether the model has to be a
-    `torch.nn.Module`, because its parameters are exchanged; no other call may then use it at the same time.
+    `min_dims`: least dimensions of each input, batch included. `min_batch`: least examples. `min_outputs`: least
+    outputs of each, of a method that compares them. `features`: what the method switches on and off: nothing, every
+    element by itself, or groups of them, which `feature_mask` gives. `operations`: whether the method explains models
+    of any operations, or refuses some that it does not define. `target`: whether it explains one. `layer`: what a layer
+    has to hold; a method that explains layers alone and needs axes of space takes the last convolution where the call
+    names none. `module`: whether the model has to be a `torch.nn.Module`, because its parameters are exchanged; no
+    other call may then use it at the same time.
     """
 
     input_dtype: Literal["any", "floating"] = "any"
     min_dims: int = 1
     min_batch: int = 1
+    min_outputs: int = 1
     features: Literal["none", "elements", "grouped"] = "none"
     operations: Literal["any", "some"] = "any"
     target: bool = True
@@ -224,9 +226,9 @@ class Spec:
     A method either has a `composition` or is code, found by the entry point of its name; `references` says what such
     code, or a rule set, takes as baselines; `baselines` is what stands for absence where a call does not say.
     `perturb_at`: where the model is looked at for a method that attributes to a layer: at points of its values, or
-    of the input. `mirrors`: whether attributions have the shape of the seat; else they are (batch, ...), a number for
-    each place or token. `known_failures` says of axioms that the kit finds broken why they are. `provides` belongs to
-    perturbations, `needs` to aggregations, `axiom` to axioms.
+    of the input. `mirrors`: whether attributions have the shape of the seat; "input": of the input, although the method
+    has a layer; else they are (batch, ...), a number for each place or token. `known_failures` says of axioms that the
+    kit finds broken why they are. `provides` belongs to perturbations, `needs` to aggregations, `axiom` to axioms.
     """
 
     spec: int
@@ -240,7 +242,7 @@ class Spec:
     citation: tuple[str, ...] = ()
     seats: tuple[Seat, ...] | Literal["inner"] = ("input",)
     perturb_at: Literal["seat", "input"] = "seat"
-    mirrors: bool = True
+    mirrors: bool | Literal["input"] = True
     aliases: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
     signed: bool = True

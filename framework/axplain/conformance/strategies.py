@@ -90,7 +90,7 @@ def questions(axiom: Axiom, kinds: tuple[Kind, ...], subject: Subject) -> Search
     """Return the cases of an axiom for a method, on models of some kinds."""
     return st.builds(
         Question,
-        model=models(*kinds, features=axiom.features),
+        model=models(*kinds, features=axiom.features, outputs=(subject.call.innermost.spec.requires.min_outputs, 3)),
         batch=_batches(axiom, subject.min_batch),
         baselines=st.sampled_from(_forms(axiom, subject)),
         target=st.integers(0, 2),

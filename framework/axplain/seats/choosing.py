@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,12 @@ from axplain.problem import Problem
 from axplain.seats.sites import Site
 from axplain.structure import map_tensors
 
+#: where torch keeps what rectifies or normalises a map, element by element or channel by channel
+FOLLOWING: Final = tuple(f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "instancenorm"))
+
 
 def last_convolution(problem: Problem, method: str) -> Site:
-    """Return the last module that holds a convolution and gives a map: a layer, or the block or stage it ends.
+    """Return the last module that gives the map of a convolution: it, its activation, or the block or stage it ends.
 
     One small pass looks for it, the first time for each model and shape of input; it is not counted.
 
@@ -32,7 +36,7 @@ def last_convolution(problem: Problem, method: str) -> Site:
     maps: list[str] = remembered(problem.model.function, ("maps", shapes), lambda: _maps(problem, module))
     expected = f"a layer: {method} weights the maps of one"
     if not maps:
-        came = "nothing came, and no convolution of the model gives a map with axes of space"
+        came = "nothing came, and no convolution of the model that runs once gives a map with axes of space"
         raise ArgumentError("layer", came, expected)
     layer = module.get_submodule(maps[-1])
     convolutions = [part for part in module.modules() if isinstance(part, _ConvNd)]
@@ -45,21 +49,29 @@ def last_convolution(problem: Problem, method: str) -> Site:
 
 
 def _maps(problem: Problem, module: nn.Module) -> list[str]:
-    """Return the names of the modules that hold a convolution and give a map, in the order in which they end."""
-    ended: list[str] = []
+    """Return the names of the modules that give the maps of a convolution, in the order in which they end.
 
-    def note(name: str, dimensions: int, part: nn.Module, arguments: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == dimensions + 2 and max(output.shape[2:]) > 1:
-            ended.append(name)
+    One that holds the convolution, or an activation or norm right behind it, which leaves the map's shape as it is.
+    """
+    ended: list[tuple[nn.Module, str, torch.Size]] = []
+    runs: Counter[nn.Module] = Counter()
+
+    def note(part: nn.Module, arguments: Any, output: Any, name: str, dimensions: int) -> None:
+        runs[part] += 1
+        if not isinstance(output, Tensor):
+            return
+        follows = ended and not dimensions and output.shape == ended[-1][2]
+        if follows or (dimensions and output.ndim == dimensions + 2 and max(output.shape[2:]) > 1):
+            ended.append((part, name, output.shape))
 
     index = torch.zeros(1, dtype=torch.long, device=problem.device)
     with ExitStack() as stack:
         for name, part in module.named_modules():
-            inside = [len(c.kernel_size) for c in part.modules() if isinstance(c, _ConvNd)]
-            if name and inside:
-                stack.callback(part.register_forward_hook(partial(note, name, max(inside))).remove)
+            inside = max((len(c.kernel_size) for c in part.modules() if isinstance(c, _ConvNd)), default=0)
+            if name and (inside or type(part).__module__ in FOLLOWING):
+                stack.callback(part.register_forward_hook(partial(note, name=name, dimensions=inside)).remove)
         problem.model(map_tensors(lambda tensor: tensor[index], problem.inputs), problem.arguments.rows(index))
-    return ended
+    return [name for part, name, _ in ended if runs[part] == 1]
 
 
 def _cuts(layer: _ConvNd) -> bool:

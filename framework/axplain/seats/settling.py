@@ -44,6 +44,7 @@ def seated(asked: Question) -> Question:
         groups = resolve_groups(request.feature_mask, like, structure)
         call = sized(call, groups.count)
     problem = attrs.evolve(problem, groups=groups, seating=seating)
+    structure = asked.structure if spec.mirrors == "input" else structure
     return attrs.evolve(asked, call=call, problem=problem, structure=structure)
 
 

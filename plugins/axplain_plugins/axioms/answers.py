@@ -26,7 +26,7 @@ def check_mirror(case: Case) -> None:
     if len(tensors) != len(case.inputs):
         raise Violation(f"{len(tensors)} attributions came for {len(case.inputs)} inputs")
     spec = case.subject.call.innermost.spec
-    at_layer = spec.seats == ("layer",) and case.recipe is not None
+    at_layer = spec.seats == ("layer",) and spec.mirrors != "input" and case.recipe is not None
     for got, x in zip(tensors, (case.held_at(*case.inputs),) if at_layer else case.inputs, strict=True):
         free = not spec.mirrors and got.ndim > 1 and len(got) == len(x)  # a number for each place or token
         if not (free or got.shape == x.shape) or got.device != x.device:

@@ -1,0 +1,68 @@
+"""A map from what a layer holds and its gradient: one engine, the formula is data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from axplain import hookimpl
+from axplain.problem import Problem
+from axplain.protocols import Answers, Plan, Points, Reduced
+from axplain.structure import accumulator, rows_by_samples
+from axplain_plugins.cam.formulas import FORMULAS
+from axplain_plugins.cam.layouts import Reshape, reshape_of
+from axplain_plugins.cam.upsampling import check_size, size_of, stretched
+
+
+@attrs.frozen(eq=False)
+class _Sum:
+    """The maps so far, summed: (examples, 1, *grid)."""
+
+    reshape: Reshape
+    samples: int = 0
+    maps: Tensor | None = None
+
+
+@attrs.frozen
+class ClassActivationMap:
+    """The mean over samples of a formula's map; `relu`: its positive part, `upsample`: at the size of x."""
+
+    formula: str
+    relu: bool
+    upsample: bool
+    reshape: Reshape | None = None
+
+    def start(self, block: Problem, plan: Plan) -> _Sum:
+        return _Sum(reshape_of(block, self.reshape))
+
+    def update(self, state: _Sum, points: Points, answers: Answers) -> _Sum:
+        assert answers.terms is not None and answers.activation is not None, "checked when the spec was loaded"
+        held, gradient = (
+            state.reshape(rows.to(accumulator(rows.dtype))) for rows in (answers.activation[0], answers.terms[0])
+        )
+        maps = FORMULAS[self.formula](held, gradient)
+        summed = rows_by_samples(maps.clamp(min=0) if self.relu else maps, points.samples).sum(0)
+        maps = summed if state.maps is None else state.maps + summed
+        return _Sum(state.reshape, state.samples + points.samples, maps)
+
+    def finish(self, state: _Sum, block: Problem) -> Reduced:
+        assert state.maps is not None, "a plan has samples"
+        return Reduced((finished(state.maps / state.samples, block, relu=False, upsample=self.upsample),))
+
+
+def finished(maps: Tensor, problem: Problem, *, relu: bool, upsample: bool) -> Tensor:
+    """Return maps, (batch, 1, *grid), as they are asked for."""
+    maps = maps.clamp(min=0) if relu else maps
+    if not upsample:
+        return maps
+    size = size_of(problem)
+    check_size(size, tuple(maps.shape[2:]), problem.inputs[0])
+    return stretched(maps, size)
+
+
+@hookimpl
+def axplain_plugin() -> Any:
+    """Return the class behind `class_activation_map`."""
+    return ClassActivationMap
