@@ -65,9 +65,8 @@ class Contrast:
                 raise ArgumentError("similar", f"{self.given.tolist()} came", "classes other than the target")
             return similar
         distance = (output - output.gather(1, own[:, None])).abs()
-        return (
-            distance.scatter(1, own[:, None], torch.inf).topk(min(self.n_similar, classes - 1), largest=False).indices
-        )
+        nearest = distance.scatter(1, own[:, None], torch.inf).topk(min(self.n_similar, classes - 1), largest=False)
+        return nearest.indices
 
     def take(self, index: Tensor) -> Contrast:
         """Return the target of some examples."""
@@ -98,10 +97,8 @@ class FinerCam:
         contrast = _contrast(problem, values)
         inner = settle(values["base"], {name: values[name] for name in ("relu", "upsample", "reshape")})
         outcome = run_method(inner, attrs.evolve(problem, target=contrast, clean=None), engine, settings)
-        return attrs.evolve(
-            outcome,
-            notes={**outcome.notes, "similar classes": [classes for _, classes in sorted(contrast.chosen.items())]},
-        )
+        similar = [classes for _, classes in sorted(contrast.chosen.items())]
+        return attrs.evolve(outcome, notes={**outcome.notes, "similar classes": similar})
 
 
 def _contrast(problem: Problem, values: Any) -> Contrast:

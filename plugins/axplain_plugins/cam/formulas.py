@@ -67,7 +67,8 @@ def eigencam(held: Tensor, gradient: Tensor | None = None) -> Tensor:
     _, _, components = torch.linalg.svd(flat.transpose(1, 2), full_matrices=False)
     projected = components[:, :1] @ flat
     sign = torch.where(projected.sum(2, keepdim=True) < 0, -1.0, 1.0).to(held)
-    return (sign * projected).view(len(held), 1, *held.shape[2:])
+    signed: Tensor = sign * projected
+    return signed.view(len(held), 1, *held.shape[2:])
 
 
 def scorecam(held: Tensor, scores: Tensor) -> Tensor:

@@ -122,20 +122,19 @@ def _unknown(seating: Seating, why: str) -> ArgumentError:
 def _of_tokens(problem: Problem, seating: Seating, slot: Slot) -> Reshape:
     """Return what puts the tokens of x on their grid, row after row, and drops all others."""
     course = course_of(problem, seating.sites[0], slot)
-    if ("last", slot.shape[1]) not in course.channels:
-        raise _unknown(seating, "no module before it has its channels last, as tokens have")
+    if not _channels_are_last(course, slot.shape):
+        raise _unknown(seating, "no module before it has as many channels")
     count = slot.shape[0]
     keep = course.of_x(count)
     if keep is None:
         raise _unknown(seating, "which of its tokens are those of x cannot be told")
-    axes = _axes(problem)
-    grids = {grid for grid in _grids(problem, course, axes) if prod(grid) == int(keep.sum())}
+    grids = _fitting(problem, course, keep)
     if len(grids) != 1:
         found = f"{len(grids)} grids fit" if grids else "no grid fits"
         raise _unknown(seating, f"{found} its {int(keep.sum())} tokens that depend on x")
-    grid = grids.pop()
-    if not _in_rows(course, count, keep, grid):
-        raise _unknown(seating, f"its tokens do not lie on the grid {grid} row after row")
+    if not _in_rows(problem, course):
+        raise _unknown(seating, "tokens do not lie on their grid row after row, here or before")
+    (grid,) = grids
     places = keep.nonzero().flatten()
     if len(places) == 1 or prod(grid) == 1:
         raise _without_space(seating)
@@ -146,26 +145,38 @@ def _of_tokens(problem: Problem, seating: Seating, slot: Slot) -> Reshape:
     return on_grid
 
 
-def _grids(problem: Problem, course: Course, axes: int | None) -> list[tuple[int, ...]]:
-    """Return the grids that tokens can lie on: of convolutions, merged or not; else square patches that tile x."""
+def _channels_are_last(course: Course, shape: tuple[int, ...]) -> bool:
+    """Whether a module before the layer has its channels last, or a convolution has as many, whose maps it holds."""
+    return ("last", shape[1]) in course.channels or (("first", shape[1]) in course.channels and shape[0] != shape[1])
+
+
+def _fitting(problem: Problem, course: Course, keep: Tensor) -> set[tuple[int, ...]]:
+    """Return the grids that have as many places: of convolutions, merged or not; else of square patches that tile x."""
+    axes, count = _axes(problem), int(keep.sum())
+    if axes == 1:
+        return {(count,)}
     found = [small for grid in course.grids if axes in (None, len(grid)) for small in halved(grid)]
     sizes = {tuple(tensor.shape[2:]) for tensor in problem.inputs if tensor.ndim > 2}
-    if axes == 1:
-        return [*found, *((count,) for count in course.tokens)]
-    if found or axes is None or len(sizes) != 1:
-        return found
-    (size,) = sizes
-    sides = [side for side in range(1, min(size) + 1) if all(length % side == 0 for length in size)]
-    return [tuple(length // side for length in size) for side in sides]
+    if not found and axes is not None and len(sizes) == 1:
+        (size,) = sizes
+        sides = [side for side in range(1, min(size) + 1) if all(length % side == 0 for length in size)]
+        found = [tuple(length // side for length in size) for side in sides]
+    return {grid for grid in found if prod(grid) == count}
 
 
-def _in_rows(course: Course, count: int, keep: Tensor, grid: tuple[int, ...]) -> bool:
-    """Whether noise on the first half of x shows in the first quarter of the grid and, at first, not in the last."""
-    for number, met in enumerate(course.tokens.get(count, ())):
-        shown = met.by_half[keep].view(grid)
-        if bool(shown.all()):  # tokens have been mixed
+def _in_rows(problem: Problem, course: Course) -> bool:
+    """Whether noise on the first half of x shows in the first quarter of each grid and, at first, not in the last."""
+    for count, met in course.tokens.items():
+        keep = course.of_x(count)
+        grids = _fitting(problem, course, keep) if keep is not None else set()
+        if keep is None or len(grids) != 1:
             continue
-        above, below = shown[: -(-grid[0] // 4)], shown[grid[0] - grid[0] // 4 :]
-        if not bool(above.all()) or (number == 0 and bool(below.any())):
-            return False
+        (grid,) = grids
+        for number, each in enumerate(met):
+            shown = each.by_half[keep].view(grid)
+            if bool(shown.all()):  # tokens have been mixed
+                continue
+            above, below = shown[: -(-grid[0] // 4)], shown[grid[0] - grid[0] // 4 :]
+            if not bool(above.all()) or (number == 0 and bool(below.any())):
+                return False
     return True
