@@ -19,7 +19,7 @@ from axplain.seats.tail import lowered
 from axplain.structure import accumulator
 from axplain_plugins.cam.class_activation_map import finished
 from axplain_plugins.cam.formulas import ablationcam
-from axplain_plugins.cam.layouts import Reshape, channels_of_maps, reshape_of
+from axplain_plugins.cam.layouts import Reshape, channels_of_maps, reshape_of, without_reader
 
 
 @attrs.frozen
@@ -42,6 +42,8 @@ class AblationCam:
             if len(zero):
                 came = f"its value is 0 for example {int(index[zero[0]])}"
                 raise ArgumentError("target", came, "another value: ablationcam gives each drop as a share of it")
+            if places.numel() < value[0].numel() and _same(without, clean):
+                raise without_reader(str(problem.seating))
             wide = accumulator(held.dtype)
             maps.append(ablationcam(held.to(wide), clean.to(wide), without.to(wide)))
         relu, upsample = settings.values["relu"], settings.values["upsample"]
@@ -68,6 +70,12 @@ def _without(block: Problem, engine: Engine, places: Tensor) -> Tensor:
         assert found is not None, "a value was asked for"
         values.append(found.view(len(samples), block.batch).T)
     return torch.cat(values, 1)
+
+
+def _same(without: Tensor, clean: Tensor) -> bool:
+    """Whether for some example nothing but rounding changes the value, whatever channel is missing."""
+    rounding = 16 * torch.finfo(clean.dtype).eps * clean[:, None].abs()
+    return bool(((without - clean[:, None]).abs() <= rounding).all(1).any())
 
 
 def _places(reshape: Reshape, value: Tensor, held: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What runs before a layer: which of its axes hold channels, which grids of patches there are, which tokens x makes.
 
-One small pass of three rows tells: an example, the same behind noise, and the same behind noise on its first half. A
-token that noise does not change is a class or register token; the half says in which order the others lie.
+One small pass tells: an example, the same behind noise, and behind noise on its first half along each axis. A token
+that noise does not change is a class or register token; the halves say in which order the others lie.
 """
 
 from __future__ import annotations
@@ -24,16 +24,23 @@ from axplain.seats.seating import Slot
 from axplain.seats.sites import Site
 from axplain.structure import Tensors
 
-ROWS: Final = 3
+#: the example, noise, and noise on the half along each of up to three axes
+AXES: Final = 3
+ROWS: Final = 2 + AXES
 Side = Literal["first", "last"]
 
 
 @attrs.frozen(eq=False)
 class Tokens:
-    """How tokens depend on x where they came by: (tokens,) each, whether noise on x, or on its first half, shows."""
+    """How tokens depend on x where they came by: whether noise on x shows, (tokens,), and on halves, (axes, tokens)."""
 
     moved: Tensor
     by_half: Tensor
+
+    @property
+    def mixed(self) -> bool:
+        """Whether every token has seen all of x."""
+        return bool(self.moved.all()) and bool(self.by_half.all())
 
 
 @attrs.frozen(eq=False)
@@ -55,7 +62,7 @@ class Course:
         front as stood there before that.
         """
         met = self.tokens.get(count)
-        if met and not (bool(met[0].moved.all()) and bool(met[0].by_half.all())):
+        if met and not met[0].mixed:
             return met[0].moved
         added = next((each[0].moved for each in self.tokens.values() if not bool(each[0].moved.all())), None)
         leading = 0 if added is None else int((~added).sum())
@@ -90,6 +97,7 @@ class _Watch:
             if self.site.of == "input":
                 stack.callback(self.site.layer.register_forward_pre_hook(lambda *_: self._reach()).remove)
             for part in module.modules():
+                stack.callback(part.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
                 stack.callback(part.register_forward_hook(self._note).remove)
             problem.model(_behind_noise(problem), problem.arguments.rows(index))
         tokens = {count: tuple(met) for count, met in self.tokens.items()}
@@ -98,27 +106,29 @@ class _Watch:
     def _reach(self) -> None:
         self.reached += 1
 
+    def _enter(self, part: nn.Module, arguments: Any, named: Any) -> None:
+        if self.reached <= self.call:
+            self._see_tokens((arguments, named))
+
     def _note(self, part: nn.Module, arguments: Any, output: Any) -> None:
         if self.reached > self.call:
             return
         told = channels_of(part)
         if told is not None:
             self.channels.append(told)
-        for leaf in tree_flatten(output)[0]:
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                self._see(part, leaf)
+        if isinstance(part, _ConvNd) and output.ndim == len(part.kernel_size) + 2:
+            self.grids.append(tuple(output.shape[2:]))
+        self._see_tokens(output)
         if part is self.site.layer and self.site.of == "output":
             self._reach()
 
-    def _see(self, part: nn.Module, value: Tensor) -> None:
-        if isinstance(part, _ConvNd) and value.ndim == len(part.kernel_size) + 2:
-            self.grids.append(tuple(value.shape[2:]))
-        if value.ndim != 3 or ROWS not in value.shape[:2]:
-            return
-        rows = value if len(value) == ROWS else value.transpose(0, 1)
-        moved, by_half = ((rows[0] != rows[i]).any(1).cpu() for i in (1, 2))
-        if bool(moved.any()):  # a table of positions is no token of x
-            self.tokens.setdefault(len(moved), []).append(Tokens(moved, by_half))
+    def _see_tokens(self, values: Any) -> None:
+        for value in tree_flatten(values)[0]:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3 and ROWS in value.shape[:2]:
+                rows = value if len(value) == ROWS else value.transpose(0, 1)
+                moved = (rows[1:] != rows[:1]).any(2).cpu()
+                if bool(moved[0].any()):  # a table of positions is no token of x
+                    self.tokens.setdefault(rows.shape[1], []).append(Tokens(moved[0], moved[1:]))
 
 
 def channels_of(part: nn.Module) -> tuple[Side, int] | None:
@@ -147,8 +157,10 @@ def _behind_noise(problem: Problem) -> Tensors:
         if tensor.is_floating_point():
             noise = Key(0, ("course", i)).normal(tensor) * tensor[:1].abs().amax().clamp(min=1)
             row[1] += noise
-            axis = 1 if tensor.ndim > 2 else 0  # the first of space
-            row[2].narrow(axis, 0, tensor.shape[axis + 1] // 2).add_(noise.narrow(axis, 0, tensor.shape[axis + 1] // 2))
+            for number in range(AXES):  # of space, behind the channels; where there are fewer the last one again
+                axis = min(1 + number, noise.ndim - 1)
+                half = noise.shape[axis] // 2
+                row[2 + number].narrow(axis, 0, half).add_(noise.narrow(axis, 0, half))
         rows.append(row)
     return tuple(rows)
 

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -30,6 +30,9 @@ CURE: Final = (
 NO_SPACE: Final = (
     "Choose a layer before the pooling or flattening: a convolution, its activation, or the block that it ends."
 )
+
+#: modules that have their channels last, and no subclass that permutes them first
+PLAIN: Final = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
 
 
 def reshape_of(problem: Problem, given: Reshape | None) -> Reshape:
@@ -70,6 +73,13 @@ def _without_space(seating: Seating) -> ArgumentError:
     return ArgumentError("layer", came, "maps with axes of space that have more than one place", NO_SPACE)
 
 
+def without_reader(layer: str) -> ArgumentError:
+    """Return the refusal of a layer behind which the target reads class tokens alone: its map would be empty."""
+    came = f"behind {layer} the target reads nothing from the tokens of x, but from class or register tokens alone"
+    cure = "Choose one before the last attention: the first norm of the last block of a vision transformer is usual."
+    return ArgumentError("layer", came, "a layer from which the tokens of x still reach the target", cure)
+
+
 def _as_it_is(held: Tensor) -> Tensor:
     return held
 
@@ -87,8 +97,11 @@ def _checked(given: Reshape, held: Tensor) -> Tensor:
 
 
 def _axes(problem: Problem) -> int | None:
-    """Return how many axes of space x has behind batch and channels; None where several inputs do not agree."""
-    found = {tensor.ndim - 2 for tensor in problem.inputs if tensor.is_floating_point() and tensor.ndim > 2}
+    """Return how many axes of space x has behind batch and channels; None where several inputs do not agree.
+
+    A signal without channels has one.
+    """
+    found = {max(tensor.ndim - 2, 1) for tensor in problem.inputs if tensor.is_floating_point() and tensor.ndim > 1}
     return found.pop() if len(found) == 1 else None
 
 
@@ -101,6 +114,8 @@ def _side(problem: Problem, seating: Seating, slot: Slot) -> str:
     shape, layer = slot.shape, seating.sites[0].layer
     if isinstance(layer, _ConvNd | _NormBase) and seating.sites[0].of == "output":
         return "first"
+    if type(layer) in PLAIN and seating.sites[0].of == "output":
+        return "last"
     course = course_of(problem, seating.sites[0], slot)
     fitting = [side for side, size in course.channels if size == shape[0 if side == "first" else -1]]
     if not fitting:
@@ -165,7 +180,7 @@ def _fitting(problem: Problem, course: Course, keep: Tensor) -> set[tuple[int, .
 
 
 def _in_rows(problem: Problem, course: Course) -> bool:
-    """Whether noise on the first half of x shows in the first quarter of each grid and, at first, not in the last."""
+    """Whether noise on a first half of x shows in the first quarter of each grid and, at first, not in the last."""
     for count, met in course.tokens.items():
         keep = course.of_x(count)
         grids = _fitting(problem, course, keep) if keep is not None else set()
@@ -173,10 +188,11 @@ def _in_rows(problem: Problem, course: Course) -> bool:
             continue
         (grid,) = grids
         for number, each in enumerate(met):
-            shown = each.by_half[keep].view(grid)
-            if bool(shown.all()):  # tokens have been mixed
-                continue
-            above, below = shown[: -(-grid[0] // 4)], shown[grid[0] - grid[0] // 4 :]
-            if not bool(above.all()) or (number == 0 and bool(below.any())):
-                return False
+            for axis in range(len(grid)):
+                shown = each.by_half[axis][keep].view(grid).movedim(axis, 0)
+                if bool(shown.all()):  # tokens have been mixed
+                    continue
+                above, below = shown[: -(-len(shown) // 4)], shown[len(shown) - len(shown) // 4 :]
+                if not bool(above.all()) or (number == 0 and bool(below.any())):
+                    return False
     return True
