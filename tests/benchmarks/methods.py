@@ -14,6 +14,7 @@ import captum.attr
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import axplain
 
@@ -98,6 +99,41 @@ class InputXGradient:
 
     def captum(self, model: nn.Module, x: Tensor, chunk: int | None) -> Any:
         return captum.attr.InputXGradient(model).attribute(x, target=TARGET)
+
+
+@dataclass(frozen=True)
+class GradCam:
+    """The map of one layer at the size of x; nothing before the layer is differentiated."""
+
+    layer: str
+    rows: int = 1
+    sampled: bool = False
+    captum_chunks: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        return {"method": "gradcam", "layer": self.layer}
+
+    def bare(self, model: nn.Module, x: Tensor, chunk: int) -> Tensor:
+        return torch.cat([self._block(model, rows) for rows in torch.split(x, chunk)])
+
+    def _block(self, model: nn.Module, x: Tensor) -> Tensor:
+        leaves: list[Tensor] = []
+
+        def cut(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)
+            leaves.append(output.detach().requires_grad_())
+            return leaves[0]
+
+        with torch.no_grad(), model.get_submodule(self.layer).register_forward_hook(cut):
+            value = model(x)[:, TARGET].sum()
+        (slope,) = torch.autograd.grad(value, leaves)
+        small = (slope.mean((2, 3), keepdim=True) * leaves[0].detach()).sum(1, keepdim=True).clamp_(min=0)
+        return functional.interpolate(small, size=x.shape[2:], mode="bilinear")
+
+    def captum(self, model: nn.Module, x: Tensor, chunk: int | None) -> Any:
+        explainer = captum.attr.LayerGradCam(model, model.get_submodule(self.layer))
+        small = explainer.attribute(x, target=TARGET, relu_attributions=True)
+        return captum.attr.LayerAttribution.interpolate(small, tuple(x.shape[2:]), "bilinear")
 
 
 @functools.cache

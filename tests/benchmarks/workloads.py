@@ -11,6 +11,7 @@ from tests.benchmarks.layers import LayerConductance, LayerIntegratedGradients
 from tests.benchmarks.methods import (
     DeepLift,
     DeepLiftShap,
+    GradCam,
     GradientShap,
     InputXGradient,
     IntegratedGradients,
@@ -127,6 +128,10 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("ixg_mlp20_b1", "mlp20", 1, InputXGradient(), quick=False),
     Workload("ixg_cnn28_b16", "cnn28", 16, InputXGradient()),
     Workload("ixg_resnet18_b1", "resnet18", 1, InputXGradient(), quick=False),
+    Workload("gradcam_cnn28_b1", "cnn28", 1, GradCam("4")),
+    Workload("gradcam_cnn28_b16", "cnn28", 16, GradCam("4"), quick=False),
+    Workload("gradcam_resnet18_b1", "resnet18", 1, GradCam("10")),
+    Workload("gradcam_resnet18_b4", "resnet18", 4, GradCam("10"), quick=False),
     Workload("ig50_mlp20_b1", "mlp20", 1, IntegratedGradients(50)),
     Workload("ig50_mlp100_b16", "mlp100", 16, IntegratedGradients(50)),
     Workload("ig50_cnn28_b1", "cnn28", 1, IntegratedGradients(50)),
