@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from axplain.errors import ArgumentError
+from axplain.guard import occupied, untouched
 from axplain.memory import remembered
 from axplain.problem import Problem
 from axplain.seats.sites import Site
@@ -66,6 +67,8 @@ def _maps(problem: Problem, module: nn.Module) -> list[str]:
 
     index = torch.zeros(1, dtype=torch.long, device=problem.device)
     with ExitStack() as stack:
+        stack.enter_context(occupied(problem.model.function, True))
+        stack.enter_context(untouched(module, problem.device))
         for name, part in module.named_modules():
             inside = max((len(c.kernel_size) for c in part.modules() if isinstance(c, _ConvNd)), default=0)
             if name and (inside or type(part).__module__ in FOLLOWING):

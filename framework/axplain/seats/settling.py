@@ -7,7 +7,6 @@ import torch
 
 from axplain.door import Question, check_requirements
 from axplain.groups import resolve_groups
-from axplain.guard import occupied, untouched
 from axplain.parameters import sized
 from axplain.problem import Problem, References
 from axplain.seats.choosing import last_convolution
@@ -31,9 +30,8 @@ def seated(asked: Question) -> Question:
         return asked
     target = asked.target or PredictedTarget(torch.zeros(problem.batch, dtype=torch.long, device="cpu"))
     spec = asked.call.innermost.spec
-    with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
-        sites = request.sites or (last_convolution(problem, spec.name),)
-        found = survey(attrs.evolve(problem, target=target), sites)
+    sites = request.sites or (last_convolution(problem, spec.name),)
+    found = survey(attrs.evolve(problem, target=target), sites)
     structure = structure_at(sites, found.slots, several=request.several)
     seating = Seating(sites, structure, found, request.baselines, spec.baseline, spec.name)
     like = _like(seating, problem.batch, problem.device)

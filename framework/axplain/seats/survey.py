@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from axplain.errors import ArgumentError
-from axplain.guard import RandomStates
+from axplain.guard import RandomStates, occupied, untouched
 from axplain.memory import remembered
 from axplain.problem import Arguments, Problem
 from axplain.propagation.operations import differentiable
@@ -46,7 +46,8 @@ def _kinds(arguments: Arguments) -> tuple[Any, ...]:
 
 
 def _survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
-    (one, first, bypassed), (two, second, _) = (_traced(problem, sites, rows) for rows in ROWS)
+    with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
+        (one, first, bypassed), (two, second, _) = (_traced(problem, sites, rows) for rows in ROWS)
     if first.keys() != second.keys():
         raise ArgumentError("layer", f"{in_words(sites)} runs for some rows and not for others", "one that always runs")
     slots = tuple(_slot(sites[place[0]], place, tensor, second[place]) for place, tensor in first.items())

@@ -43,9 +43,10 @@ class ClassActivationMap:
         held, gradient = (
             state.reshape(rows.to(accumulator(rows.dtype))) for rows in (answers.activation[0], answers.terms[0])
         )
-        unread = ~gradient.flatten(1).any(1)
-        if bool((unread & answers.terms[0].flatten(1).any(1)).any()):
-            raise without_reader(state.layer)
+        if gradient.numel() < answers.terms[0].numel():  # class and register tokens are left out
+            unread = ~gradient.flatten(1).any(1)
+            if bool((unread & answers.terms[0].flatten(1).any(1)).any()):
+                raise without_reader(state.layer)
         maps = FORMULAS[self.formula](held, gradient)
         summed = rows_by_samples(maps.clamp(min=0) if self.relu else maps, points.samples).sum(0)
         maps = summed if state.maps is None else state.maps + summed
