@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 help:
 	@echo "make demo    explain a picture of a cat; writes examples/output/cat.png"
-	@echo "make gallery explain it by taking parts away; writes examples/output/removal.png"
+	@echo "make gallery explain it by taking parts away, and by class activation maps; writes two pictures"
 	@echo "make test    prove the library right"
 	@echo "make lint    style, and make types for static types"
 	@echo "make bench   speed beside the bare model passes and captum"
@@ -47,6 +47,7 @@ bench: $(VENV)/dev
 
 gallery: $(VENV)/demo
 	$(BIN)/python -m examples.gallery
+	$(BIN)/python -m examples.cams
 
 clean:
 	rm -rf $(VENV) dist examples/output

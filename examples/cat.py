@@ -54,8 +54,8 @@ class Query:
 
     def __str__(self) -> str:
         """Return the call as one would write it."""
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return f"explain(model, picture, {self.method!r}, {arguments})"
+        arguments = [f"{name}={value!r}" for name, value in self.arguments.items()]
+        return f"explain({', '.join(['model', 'picture', repr(self.method), *arguments])})"
 
 
 QUERIES: Final = (

@@ -253,15 +253,16 @@ def test_the_last_convolution_is_chosen_with_what_rectifies_it() -> None:
     ):
         found = axplain.explain(flat(*body, *head), X, "gradcam", target=0)
         assert found.provenance["layer"] == f"layer '{layer}'" and f"layer '{layer}'" in repr(found)
-    rectifier = nn.ReLU()  # runs twice, so that it is no one layer
+    rectifier = nn.ReLU()
     shared = flat(nn.Conv2d(3, 4, 3), rectifier, nn.Conv2d(4, 4, 3), rectifier, *head)
-    assert axplain.explain(shared, X, "gradcam", target=0).provenance["layer"] == "layer '2'"
+    assert axplain.explain(shared, X, "gradcam", target=0).provenance["layer"] == "layer '1' (call 1)"
+    close(explain(shared, None), explain(shared, axplain.seat("1", call=1)))
 
 
 def test_where_there_is_no_convolution_to_choose_the_refusal_says_what_to_name() -> None:
     with pytest.raises(axplain.ArgumentError, match=r"only convolution cuts the input into patches.*Name a layer"):
         axplain.explain(settled(Vision()), X, "gradcam", target=0)
-    with pytest.raises(axplain.ArgumentError, match="no convolution of the model that runs once gives a map"):
+    with pytest.raises(axplain.ArgumentError, match="no convolution of the model gives a map"):
         axplain.explain(flat(nn.Flatten(), nn.Linear(3 * 24 * 16, 3)), X, "gradcam", target=0)
     with pytest.raises(axplain.ArgumentError, match="plain callable"):
         axplain.explain(lambda x: x.mean((2, 3)), X, "gradcam", target=0)

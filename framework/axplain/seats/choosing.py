@@ -34,36 +34,39 @@ def last_convolution(problem: Problem, method: str) -> Site:
     if module is None:
         raise ArgumentError("layer", "nothing came and the model is a plain callable", "a torch.nn.Module as the model")
     shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
-    maps: list[str] = remembered(problem.model.function, ("maps", shapes), lambda: _maps(problem, module))
+    maps: list[tuple[str, int | None]] = remembered(
+        problem.model.function, ("maps", shapes), lambda: _maps(problem, module)
+    )
     expected = f"a layer: {method} weights the maps of one"
     if not maps:
-        came = "nothing came, and no convolution of the model that runs once gives a map with axes of space"
+        came = "nothing came, and no convolution of the model gives a map with axes of space"
         raise ArgumentError("layer", came, expected)
-    layer = module.get_submodule(maps[-1])
     convolutions = [part for part in module.modules() if isinstance(part, _ConvNd)]
     if len(convolutions) == 1 and _cuts(convolutions[0]):
         raise ArgumentError(
             "layer", "nothing came, and the only convolution cuts the input into patches", expected,
             "Name a layer that holds tokens: the first norm of the last block of a vision transformer is usual.",
         )  # fmt: skip
-    return Site(layer, maps[-1], "output", None, None)
+    name, call = maps[-1]
+    return Site(module.get_submodule(name), name, "output", call, None)
 
 
-def _maps(problem: Problem, module: nn.Module) -> list[str]:
+def _maps(problem: Problem, module: nn.Module) -> list[tuple[str, int | None]]:
     """Return the names of the modules that give the maps of a convolution, in the order in which they end.
 
-    One that holds the convolution, or an activation or norm right behind it, which leaves the map's shape as it is.
+    One that holds the convolution, or an activation or norm right behind it, which leaves the map's shape as it is. Of
+    one that runs several times also the call.
     """
-    ended: list[tuple[nn.Module, str, torch.Size]] = []
+    ended: list[tuple[nn.Module, str, int, torch.Size]] = []
     runs: Counter[nn.Module] = Counter()
 
     def note(part: nn.Module, arguments: Any, output: Any, name: str, dimensions: int) -> None:
         runs[part] += 1
         if not isinstance(output, Tensor):
             return
-        follows = ended and not dimensions and output.shape == ended[-1][2]
+        follows = ended and not dimensions and output.shape == ended[-1][-1]
         if follows or (dimensions and output.ndim == dimensions + 2 and max(output.shape[2:]) > 1):
-            ended.append((part, name, output.shape))
+            ended.append((part, name, runs[part] - 1, output.shape))
 
     index = torch.zeros(1, dtype=torch.long, device=problem.device)
     with ExitStack() as stack:
@@ -74,7 +77,7 @@ def _maps(problem: Problem, module: nn.Module) -> list[str]:
             if name and (inside or type(part).__module__ in FOLLOWING):
                 stack.callback(part.register_forward_hook(partial(note, name=name, dimensions=inside)).remove)
         problem.model(map_tensors(lambda tensor: tensor[index], problem.inputs), problem.arguments.rows(index))
-    return [name for part, name, _ in ended if runs[part] == 1]
+    return [(name, call if runs[part] > 1 else None) for part, name, call, _ in ended]
 
 
 def _cuts(layer: _ConvNd) -> bool:

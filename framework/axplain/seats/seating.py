@@ -88,7 +88,7 @@ class Seating:
 
 def in_words(sites: tuple[Site, ...]) -> str:
     """Say which layers these are."""
-    return ", ".join(map(str, sites))
+    return ", ".join(str(site) if site.call is None else f"{site} (call {site.call})" for site in sites)
 
 
 def structure_at(sites: tuple[Site, ...], slots: tuple[Slot, ...], *, several: bool) -> Structure:
