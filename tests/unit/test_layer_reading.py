@@ -291,7 +291,7 @@ def test_a_neuron_that_is_passed_is_a_hook_on_its_layer() -> None:
     finally:
         leave.set()
         thread.join(30)
-    assert refused and "another thread explains it and a layer is hooked" in refused[0]
+    assert refused and "another thread explains it, and a layer is hooked" in refused[0]
 
 
 HEAD = axplain.neuron("head", 0)

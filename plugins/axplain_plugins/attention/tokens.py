@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def attended(root: torch.nn.Module | None, x: Tensors, run: Pass) -> list[Layer]
     """Return the attention of every layer for some rows, without a graph."""
     rows = map_tensors(Tensor.clone, x)
     with Capturing(root, rows, graph=False) as mode:
-        run(rows)
+        run(rows, nullcontext())
     return _found(mode)
 
 
@@ -73,7 +74,7 @@ def _graphed(
     """Run the rows; what is before the first attention keeps no graph, or one if `before` says so."""
     rows = map_tensors(Tensor.clone, x)
     with before, Capturing(root, rows, graph=True) as mode:
-        value = run(rows)
+        value = run(rows, nullcontext())
     return value, _found(mode)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import attrs
@@ -61,7 +62,7 @@ class _Decomposition(Reading):
             mode = SeeingBiases(self.root, rows)
             try:
                 with mode:
-                    value = run(rows)
+                    value = run(rows, nullcontext())
             finally:
                 mode.marks.release()
             places: Any = [leaf, *(bias.output for bias in mode.biases)]  # torch's types know no mixture
