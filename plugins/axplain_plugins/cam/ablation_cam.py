@@ -17,9 +17,9 @@ from axplain.problem import Problem
 from axplain.protocols import Outcome, Settings
 from axplain.seats.tail import lowered
 from axplain.structure import accumulator
-from axplain_plugins.cam.class_activation_map import finished
 from axplain_plugins.cam.formulas import ablationcam
 from axplain_plugins.cam.layouts import Reshape, channels_of_maps, reshape_of, without_reader
+from axplain_plugins.cam.upsampling import finished
 
 
 @attrs.frozen

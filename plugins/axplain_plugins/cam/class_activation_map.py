@@ -13,7 +13,7 @@ from axplain.protocols import Answers, Plan, Points, Reduced
 from axplain.structure import accumulator, rows_by_samples
 from axplain_plugins.cam.formulas import FORMULAS
 from axplain_plugins.cam.layouts import Reshape, reshape_of, without_reader
-from axplain_plugins.cam.upsampling import check_size, size_of, stretched
+from axplain_plugins.cam.upsampling import finished
 
 
 @attrs.frozen(eq=False)
@@ -55,16 +55,6 @@ class ClassActivationMap:
     def finish(self, state: _Sum, block: Problem) -> Reduced:
         assert state.maps is not None, "a plan has samples"
         return Reduced((finished(state.maps / state.samples, block, relu=False, upsample=self.upsample),))
-
-
-def finished(maps: Tensor, problem: Problem, *, relu: bool, upsample: bool) -> Tensor:
-    """Return maps, (batch, 1, *grid), as they are asked for."""
-    maps = maps.clamp(min=0) if relu else maps
-    if not upsample:
-        return maps
-    size = size_of(problem)
-    check_size(size, tuple(maps.shape[2:]), problem.inputs[0])
-    return stretched(maps, size)
 
 
 @hookimpl

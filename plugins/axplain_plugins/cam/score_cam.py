@@ -16,10 +16,9 @@ from axplain.problem import Problem
 from axplain.protocols import Outcome, Settings
 from axplain.seats.reading import Activation
 from axplain.structure import accumulator
-from axplain_plugins.cam.class_activation_map import finished
 from axplain_plugins.cam.formulas import over_space, scorecam
 from axplain_plugins.cam.layouts import channels_of_maps, reshape_of
-from axplain_plugins.cam.upsampling import check_size, stretched
+from axplain_plugins.cam.upsampling import check_size, finished, stretched
 
 
 @attrs.frozen

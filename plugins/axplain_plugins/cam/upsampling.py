@@ -1,4 +1,4 @@
-"""Maps at the size of the input: its positive part taken, and its grid stretched over x."""
+"""From a map to the answer: its positive part, and its grid stretched over x."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def stretched(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     if tuple(maps.shape[2:]) == size:
         return maps
     return functional.interpolate(maps, size=size, mode=MODES[len(size)], align_corners=False)
+
+
+def finished(maps: Tensor, problem: Problem, *, relu: bool, upsample: bool) -> Tensor:
+    """Return maps, (batch, 1, *grid), as they are asked for."""
+    maps = maps.clamp(min=0) if relu else maps
+    if not upsample:
+        return maps
+    size = size_of(problem)
+    check_size(size, tuple(maps.shape[2:]), problem.inputs[0])
+    return stretched(maps, size)
 
 
 def size_of(problem: Problem) -> tuple[int, ...]:
