@@ -10,6 +10,8 @@ x = torch.randn(2, 4, dtype=torch.float64)
 pictures = torch.randn(2, 1, 4, 4, dtype=torch.float64)
 maps = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(12, 3))
 maps = maps.double().eval()
+tokens = torch.randn(2, 3, 4, dtype=torch.float64)
+attends = torch.nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).double().eval()
 
 assert not axplain.catalog().broken, axplain.catalog().broken
 for method in axplain.methods():
@@ -17,9 +19,13 @@ for method in axplain.methods():
     given = {name: axplain.neuron("0", 1) for name, parameter in spec.parameters.items() if parameter.type == "neuron"}
     if spec.baseline == "reference_set":
         given["baselines"] = x.mean(0, keepdim=True)
-    if spec.seats == ("layer",):
+    if spec.family == "attention":
+        explanation = axplain.explain(attends, tokens, method, **({"target": (0, 1)} if spec.requires.target else {}))
+        assert explanation.attributions.shape == (2, 3)
+    elif spec.seats == ("layer",):
         explanation = axplain.explain(maps, pictures, method, layer="1")
-        assert len(explanation.attributions) == 2 and (explanation.attributions.numel() == 24 or not spec.mirrors)
+        held = {True: 24, False: explanation.attributions.numel(), "input": pictures.numel()}[spec.mirrors]
+        assert len(explanation.attributions) == 2 and explanation.attributions.numel() == held
     elif spec.requires.min_dims > 2:  # for pictures: two of one row
         explanation = axplain.explain(lambda x: model(x.flatten(1)), x[:, None, None], method, **given)
         assert explanation.attributions.numel() == x.numel()
