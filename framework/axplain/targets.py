@@ -285,7 +285,7 @@ class NeuronTarget(_Same):
         if callable(self.index):
             return CallableTarget(self.index).select(output, index)
         picked = self.pick(output)
-        return picked.reshape(len(index), -1).sum(1)
+        return picked if picked.ndim == 1 else picked.reshape(len(index), -1).sum(1)
 
     def check_calls(self, count: int) -> None:
         """Refuse a layer that did not run exactly once in a pass."""

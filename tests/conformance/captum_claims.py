@@ -185,8 +185,8 @@ def _specs() -> list[Spec]:
             _ours("LayerConductance", "integrated_gradients", without=steps, claims=_LAYER), family="conductance"
         ),
         _ours("GradientShap", "gradient_shap"),
-        _ours("DeepLift", "deeplift", without=("unknown",)),
-        _ours("DeepLiftShap", "deeplift_shap", without=("unknown",)),
+        _ours("DeepLift", "deeplift", without=("rules", "unknown")),
+        _ours("DeepLiftShap", "deeplift_shap", without=("rules", "unknown")),
         *map(_noise, ("smoothgrad", "smoothgrad_sq", "vargrad")),
         _own("GuidedBackprop", "propagation", _HOOKED),
         _own("Deconvolution", "propagation", _HOOKED),
