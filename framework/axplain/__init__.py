@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axplain.adapters import from_numpy, per_batch
+    from axplain.arguments import shared
     from axplain.conformance.checking import check
     from axplain.cost import Cost
     from axplain.discovery import Catalog, catalog, describe, methods
-    from axplain.door import shared
     from axplain.engine import Engine
     from axplain.errors import (
         ArgumentError,
@@ -63,7 +63,7 @@ _HOMES = {
     "neuron": "targets",
     "per_batch": "adapters",
     "seat": "seats.sites",
-    "shared": "door",
+    "shared": "arguments",
 }
 
 __all__ = [

@@ -5,55 +5,33 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import attrs
 import torch
 from torch import Tensor
 
 from axplain.adapters import BatchModel
+from axplain.aims import resolve_target
+from axplain.arguments import resolve_arguments
 from axplain.discovery import catalog
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.groups import Groups, resolve_groups
 from axplain.model import Model
 from axplain.parameters import Call, settle, settle_values, sized
-from axplain.problem import Arguments, Problem, References
+from axplain.problem import Problem, References
 from axplain.protocols import Modality
 from axplain.randomness import Key
 from axplain.references import resolve_references
 from axplain.registry import registry
 from axplain.seats.sites import AtSeat, Site, resolve_sites
 from axplain.specs import Composition, Spec
-from axplain.structure import Structure, Tensors, all_finite, structure_of
+from axplain.structure import Structure, Tensors, all_finite, structure_of, usable
 from axplain.targets import (
-    CallableTarget,
-    IndexTarget,
-    Neuron,
     NoTarget,
     OutputTarget,
-    SeveralTargets,
     Target,
-    resolve_neuron,
 )
-
-
-@attrs.frozen
-class Shared:
-    """An argument that is passed as it is; made by `axplain.shared`."""
-
-    value: Any
-
-
-def shared(value: Any) -> Any:
-    """Pass an additional argument to the model as it is, even if its first dimension happens to equal the batch."""
-    return Shared(value)
-
-
-@attrs.frozen(eq=False)
-class Several:
-    """The targets of one call that explains several; made by `axplain.explain_targets`."""
-
-    targets: tuple[Any, ...]
 
 
 @attrs.frozen(eq=False)
@@ -130,7 +108,7 @@ def question(
         inputs=inputs,
         target=OutputTarget(),
         references=_references(baselines, spec, encoded, inputs, structure, key),
-        arguments=_arguments(
+        arguments=resolve_arguments(
             additional_forward_args, forward_kwargs, inputs, structure, whole=isinstance(model, BatchModel)
         ),
         key=key,
@@ -140,7 +118,7 @@ def question(
         call=call if problem.groups is None else sized(call, problem.groups.count),
         problem=problem,
         structure=structure,
-        target=_target(target, adapter, len(inputs[0])) if spec.requires.target else NoTarget(),
+        target=resolve_target(target, adapter, len(inputs[0])) if spec.requires.target else NoTarget(),
         batch_size=_batch_size(batch_size),
         tolerance=_tolerance(tolerance, call, parameters),
         verify=_flag(verify, "verify"),
@@ -276,7 +254,7 @@ def _inputs(x: Any) -> tuple[Tensors, Structure]:
     labels = structure.labels("x")
     for label, item in zip(labels, items, strict=True):
         _check_input(label, item, items[0])
-    return tuple(_usable(item).detach() for item in items), structure
+    return tuple(usable(item).detach() for item in items), structure
 
 
 def _cure_of_x(x: Any) -> str:
@@ -357,122 +335,6 @@ def _check_model(model: Model, device: torch.device) -> None:
         raise ArgumentError(
             "x", f"a tensor on {device} came", f"one on {devices.pop()}, where the model is", "Move one of them."
         )
-
-
-def _arguments(positional: Any, keyword: Any, inputs: Tensors, structure: Structure, *, whole: bool) -> Arguments:
-    """Return the model's other arguments. `whole`: its rows are batches, so that every tensor needs a row for each."""
-    values = () if positional is None else positional if isinstance(positional, tuple) else (positional,)
-    named = {} if keyword is None else keyword
-    if not isinstance(named, Mapping):
-        raise ArgumentError("forward_kwargs", f"{type(named).__name__} came", "a dict of keyword arguments")
-    if not all(isinstance(name, str) for name in named):
-        raise ArgumentError("forward_kwargs", f"the keys {list(named)} came", "a dict of keyword arguments")
-    both = sorted(named.keys() & set(structure.names)) if structure.kind == "dict" else []
-    if both:
-        raise ArgumentError(
-            "forward_kwargs", f"{both[0]!r} came", "names that are not in x", "x is explained, these are not."
-        )
-    everything: dict[int | str, Any] = {**dict(enumerate(values)), **named}
-    device, batch = inputs[0].device, len(inputs[0])
-    for name, value in everything.items():
-        if isinstance(value, Tensor) and value.device != device:
-            raise ArgumentError(_label(name), f"a tensor on {value.device} came", f"one on {device}, where x is")
-    for name, value in everything.items():
-        if batch > 1 and isinstance(value, list | tuple | Mapping) and _has_a_row_each(value, batch):
-            raise ArgumentError(
-                _label(name), f"a {type(value).__name__} with one item for each of {batch} examples came",
-                "a tensor, whose rows follow the examples", "axplain.shared(value) passes it as it is.",
-            )  # fmt: skip
-    for name, value in everything.items():
-        tensor = value.value if isinstance(value, Shared) else value
-        if whole and isinstance(tensor, Tensor) and (tensor is not value or tensor.ndim == 0 or len(tensor) != batch):
-            raise ArgumentError(
-                _label(name), f"a tensor of shape {tuple(tensor.shape)} came to a model of per_batch",
-                f"a first dimension of {batch}, as in x", "Call .unsqueeze(0) on it, or close over it in the function.",
-            )  # fmt: skip
-    follow = frozenset(n for n, v in everything.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch)
-    plain = {name: _usable(value.value if isinstance(value, Shared) else value) for name, value in everything.items()}
-    return Arguments(tuple(plain[i] for i in range(len(values))), {name: plain[name] for name in named}, follow)
-
-
-def _label(name: int | str) -> str:
-    return f"additional_forward_args[{name}]" if isinstance(name, int) else f"forward_kwargs[{name!r}]"
-
-
-def _has_a_row_each(value: Any, batch: int) -> bool:
-    """Whether a container looks as if it had to follow the examples, which only tensors do."""
-    items = list(value.values()) if isinstance(value, Mapping) else value
-    if any(isinstance(item, Tensor) and item.ndim > 0 and len(item) == batch for item in items):
-        return True
-    return not isinstance(value, Mapping) and len(items) == batch
-
-
-def _usable(value: Any) -> Any:
-    """Copy a tensor that was made in inference mode: autograd could not save it."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-TARGET_FORMS: Final = (
-    "an int, a list or tensor of one int per example, an index tuple, a list of tuples, a callable or a neuron"
-)
-
-
-def _target(given: Any, model: Model, batch: int) -> Target | None:
-    if given is None:
-        return None
-    if isinstance(given, Several):
-        return SeveralTargets(tuple(_one_of_several(i, item, model, batch) for i, item in enumerate(given.targets)))
-    if isinstance(given, Neuron):
-        return resolve_neuron(given, model)
-    if callable(given) and not isinstance(given, Tensor):
-        return CallableTarget(given)
-    return IndexTarget(_indices(given, batch))
-
-
-def _one_of_several(i: int, given: Any, model: Model, batch: int) -> Target:
-    label = f"targets[{i}]"
-    try:
-        target = _target(given, model, batch)
-    except ArgumentError as error:
-        raise error.of(label) from None
-    if target is None:
-        raise ArgumentError(label, "None came", TARGET_FORMS)
-    return target
-
-
-def _indices(given: Any, batch: int) -> Tensor:
-    """Return (1 or batch, depth) indices on the CPU."""
-    if isinstance(given, tuple):
-        return torch.tensor([[_index(item) for item in given]], device="cpu")
-    if isinstance(given, list):
-        rows = [[_index(i) for i in item] if isinstance(item, tuple | list) else [_index(item)] for item in given]
-        if len({len(row) for row in rows}) > 1:
-            raise ArgumentError("target", f"{given!r} came", "index tuples of one length")
-        return _per_example(torch.tensor(rows, device="cpu"), batch, given)
-    if hasattr(given, "__array__") and getattr(given, "ndim", 0) > 0 and not isinstance(given, Tensor):
-        given = torch.as_tensor(given, device="cpu")
-    if isinstance(given, Tensor) and given.ndim > 0:
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool or given.ndim > 2:
-            raise ArgumentError("target", f"a tensor of {given.dtype}, shape {tuple(given.shape)} came", TARGET_FORMS)
-        return _per_example(given.detach().cpu().long(), batch, given)
-    return torch.tensor([[_index(given)]], device="cpu")
-
-
-def _index(item: Any) -> int:
-    whole = isinstance(item, numbers.Integral) and not isinstance(item, bool)
-    if isinstance(item, Tensor) and item.ndim == 0:
-        whole = not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
-    if not whole or not -(2**63) <= int(item) < 2**63:
-        raise ArgumentError("target", f"{item!r} ({type(item).__name__}) came", TARGET_FORMS)
-    return int(item)
-
-
-def _per_example(indices: Tensor, batch: int, given: Any) -> Tensor:
-    if len(indices) not in (1, batch):
-        came = f"{len(indices)} targets came for {batch} examples" if len(indices) else f"{given!r} came, 0 targets"
-        cure = "One index into several dimensions is a tuple, not a list."
-        raise ArgumentError("target", came, "one for each example", cure)
-    return indices.reshape(len(indices), -1)
 
 
 def _batch_size(given: Any) -> int | Literal["auto"]:

@@ -17,9 +17,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import attrs
 import torch
 
+from axplain.aims import Several
 from axplain.composition import need_of, planned_samples, run_targets, shares_passes
 from axplain.cost import Cost, planned_cost
-from axplain.door import Question, Several, question
+from axplain.door import Question, question
 from axplain.engine import Engine
 from axplain.errors import ArgumentError, PluginError, UnsupportedModel, log, warn
 from axplain.explanation import Explanation

@@ -98,3 +98,8 @@ def wide(tensor: Tensor) -> torch.dtype:
 def total(tensors: Tensors) -> Tensor:
     """Sum everything but the first dimension, over all tensors, in the widest type of the device."""
     return torch.stack([tensor.to(wide(tensor)).reshape(len(tensor), -1).sum(1) for tensor in tensors]).sum(0)
+
+
+def usable(value: Any) -> Any:
+    """Copy a tensor that was made in inference mode: autograd could not save it."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
