@@ -347,7 +347,8 @@ def _absorbed_note(engine: Engine) -> dict[str, Any]:
         for name, amount in ledger.kept.items():
             kept.setdefault(name, [0.0] * len(examples))[examples.index(example)] += amount / runs
     shown = {name: amounts for name, amounts in kept.items() if any(amounts)}
-    return {"absorbed": [sum(amounts) for amounts in zip(*kept.values(), strict=True)], "absorbed by": shown}
+    absorbed = [sum(amounts[place] for amounts in kept.values()) for place in range(len(examples))]
+    return {"absorbed": absorbed, "absorbed by": shown}
 
 
 def _seat_note(asked: Question) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import torch
@@ -15,6 +15,14 @@ from axplain.propagation.marks import Mark, Marks
 from axplain.propagation.operations import Name, Place, flat
 from axplain.propagation.rules import Call, Rule
 from axplain.structure import Tensors
+
+#: Operations that give one over something of one over something, times constants.
+CARRIES_INVERSE: Final = frozenset(
+    {
+        *("unsqueeze", "squeeze", "expand", "expand_as", "view", "reshape", "to", "float", "double", "half", "type_as"),
+        *("bfloat16", "clone", "contiguous", "mul", "div", "transpose", "permute", "broadcast_to", "getitem"),
+    }
+)
 
 
 @attrs.frozen(eq=False)
@@ -80,6 +88,8 @@ def result_mark(met: Met) -> Mark:
         return "inverse"
     if name == "pow" and len(arguments) > 1 and isinstance(arguments[1], int | float) and arguments[1] < 0:
         return "inverse"
+    if name in CARRIES_INVERSE and len(met.found) == 1:
+        return "inverse" if met.found[0][2] == "inverse" else "smooth"
     return "smooth"
 
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from axplain.errors import UncoveredOperation
-from axplain.propagation.calls import Met, RuledCall, calling_module, module_calling, result_mark
+from axplain.propagation.calls import CARRIES_INVERSE, Met, RuledCall, calling_module, module_calling, result_mark
 from axplain.propagation.marks import DIFFERS, LOST, Mark, Marks
 from axplain.propagation.opaque import OPAQUE
 from axplain.propagation.operations import (
@@ -26,6 +26,7 @@ from axplain.propagation.operations import (
     SEVERAL_RESULTS,
     SHAPED,
     STEPS,
+    VIEWS,
     WHOLE,
     Name,
     Operation,
@@ -55,13 +56,6 @@ from axplain.propagation.rules import (
 )
 from axplain.propagation.tape import Kept, Reader, Tape
 from axplain.structure import Tensors
-
-_CARRIES_INVERSE = frozenset(
-    {
-        *("unsqueeze", "squeeze", "expand", "expand_as", "view", "reshape", "to", "float", "double", "half", "type_as"),
-        *("bfloat16", "clone", "contiguous", "mul", "div", "transpose", "permute", "broadcast_to", "getitem"),
-    }
-)
 
 _IN_TRAINING = "it runs in training mode; call model.eval() (functional dropout also needs training=self.training)"
 
@@ -128,7 +122,7 @@ class PropagationMode(TorchFunctionMode):
             rule = rule.choose(self._situation(met))
         linear = is_linear(name, met.places, met.arguments, met.keywords)
         if linear and not (rule is not None and rule.linear):
-            inverse = name in _CARRIES_INVERSE and met.found[0][2] == "inverse"
+            inverse = name in CARRIES_INVERSE and met.found[0][2] == "inverse"
             if self._books(met):
                 return self._ruled(met, HANDED_ON, "inverse" if inverse else "smooth")
             result = self._outputs(met, self._linear(met), "inverse" if inverse else "smooth")
@@ -161,7 +155,8 @@ class PropagationMode(TorchFunctionMode):
         return call if call is not None and tensor._version == version else None
 
     def _remember(self, result: Any, met: Met) -> None:
-        if self.rules.fuses and isinstance(result, Tensor) and met.written is None:
+        handed_on = any(result is tensor for _, tensor, _ in met.found)  # as dropout does in evaluation
+        if self.rules.fuses and isinstance(result, Tensor) and met.written is None and not handed_on:
             self.sources[result] = met.call, result._version
 
     def _linear(self, met: Met, nodes: set[Any] | None = None) -> Any:
@@ -408,13 +403,16 @@ class Following(PropagationMode):
         return output
 
     def _books(self, met: Met) -> bool:
-        return self.ledger is not None and met.written is None and met.name.name not in SEVERAL_RESULTS
+        if self.ledger is None or met.written is not None:
+            return False
+        return met.name.name not in SEVERAL_RESULTS and met.name.name not in VIEWS
 
     def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
         shares = around.shares or (1.0,) * len(met.found)
         book = self._book(met.name.name)
         inputs = [
-            self._before(around, tensor, share, book) for (_, tensor, _), share in zip(met.found, shares, strict=True)
+            self._before(around, tensor, tensor.clone() if tensor is met.written else tensor, share, book)
+            for (_, tensor, _), share in zip(met.found, shares, strict=True)
         ]
         arguments, keywords = replaced(met.arguments, met.keywords, tuple(met.places), inputs)
         run = met.function if met.written is None else plain
@@ -428,12 +426,14 @@ class Following(PropagationMode):
         self._mark_result(output, mark)
         return output
 
-    def _before(self, around: Around, tensor: Tensor, share: float, book: Callable[[Any, Any], None] | None) -> Tensor:
+    def _before(
+        self, around: Around, tensor: Tensor, held: Tensor, share: float, book: Callable[[Any, Any], None] | None
+    ) -> Tensor:
         if not share:
             return tensor.detach()
         change = around.before if share == 1 else lambda gradient, x: around.before(gradient, x) * share
         passage = Passage(
-            change, self.kept.keep((tensor,)), [tensor.detach()], book and (lambda _, left: book(0.0, (left,)))
+            change, self.kept.keep((held,)), [held.detach()], book and (lambda _, left: book(0.0, (left,)))
         )
         passed: Tensor = Ruled.apply(passage, tensor)  # type: ignore[no-untyped-call]
         return passed

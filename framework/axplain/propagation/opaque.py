@@ -55,6 +55,16 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     return below if max is None else torch.minimum(below, max) if isinstance(max, Tensor) else below.clamp_max(max)
 
 
+def added_product(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1.0) -> Tensor:
+    """Return `addcmul`: input + value * tensor1 * tensor2."""
+    return input + value * (tensor1 * tensor2)
+
+
+def interpolated(input: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Return `lerp` with a weight that depends on x: input + weight * (end - input)."""
+    return input + weight * (end - input)
+
+
 def divided_product(
     input: Tensor,
     tensor1: Tensor,
@@ -122,6 +132,8 @@ OPAQUE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
         "clamp": clamp,
         "clip": clamp,
         "addcdiv": divided_product,
+        "addcmul": added_product,
+        "lerp": interpolated,
         "var_mean": variance_and_mean,
         "cosine_similarity": cosine_similarity,
     }

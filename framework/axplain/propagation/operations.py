@@ -37,6 +37,17 @@ LINEAR: Final = frozenset(
         "_upsample_bicubic2d_aa",
     }
 )
+#: Linear operations whose result may share memory with their argument; every element comes from one of it.
+VIEWS: Final = frozenset(
+    {
+        *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "T", "mT"),
+        *("swapaxes", "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "expand", "expand_as", "alias"),
+        *("broadcast_to", "contiguous", "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda"),
+        *("real", "positive", "conj", "resolve_conj", "resolve_neg", "as_strided", "narrow", "select", "slice"),
+        *("getitem", "diagonal", "unfold", "identity", "sum_to_size"),
+        *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),  # which hand on the tensor itself
+    }
+)
 #: Name -> the positional and named arguments that choose or place elements; linear where none of these depends on x.
 CHOOSING: Final[Mapping[str, tuple[int | str, ...]]] = types.MappingProxyType(
     {

@@ -19,12 +19,12 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.errors import UncoveredOperation
 from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, is_linear
-from axplain.propagation.rules import OWN_GRADIENT, Around, Call, Fused, Rule, RuleSet, Situation
+from axplain.propagation.rules import OWN_GRADIENT, Around, Fused, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.composites import Assigned, Composite, read
 from axplain_plugins.propagation.normalised import THROUGH
 from axplain_plugins.propagation.shares import stabilised
-from axplain_plugins.propagation.weighted import CONVOLUTIONS, PLACES, as_product, normalised_product, weights_of
+from axplain_plugins.propagation.weighted import CONVOLUTIONS, Weighted
 
 #: linear operations that add elements up, so that relevance is shared; all others only move it
 _SUMS: Final = frozenset(
@@ -107,7 +107,7 @@ class Relevance(RuleSet):
     def _chosen(self, situation: Situation) -> Rule | None:
         """Return the rule of a call of products, quotients, normalisations and sums; None where it is none of these."""
         name, call = situation.call.name, situation.call
-        if name in DIVISOR or name in ("mul", "multiply"):
+        if name in _QUOTIENTS or name in ("mul", "multiply"):
             return self._of_quotient(situation)
         if name in FACTORS and name != "addcmul":
             return self._of_product(situation)
@@ -121,11 +121,11 @@ class Relevance(RuleSet):
     def _of_quotient(self, situation: Situation) -> Rule:
         """All goes to what is divided or scaled; two factors share evenly."""
         places, inverses = situation.call.places, situation.inverses
-        if situation.call.name in DIVISOR:
+        if situation.call.name in _QUOTIENTS:
             if all(place[0] in (1, "other") for place in places):
                 return Rule(passed, several=True, linear=True)  # one over something: who multiplies by it gives it none
             inverses = tuple(place[0] in (1, "other") for place in places)
-        if not any(inverses):
+        if all(inverses) or not any(inverses):
             return self._epsilon(self.composite.otherwise, shares=(1.0 / len(places),) * len(places))
         return self._epsilon(self.composite.otherwise, shares=tuple(0.0 if inverse else 1.0 for inverse in inverses))
 
@@ -146,7 +146,7 @@ class Relevance(RuleSet):
         if assigned.rule == "epsilon":
             return self._epsilon(assigned)
         if assigned.rule == "pass":
-            return Rule(passed, linear=True, several=True)
+            return Rule(_handed_on, linear=True, several=True)
         return Rule(functools.partial(_by_parts, assigned=assigned), linear=True, several=True)
 
     def _epsilon(self, assigned: Assigned, *, shares: tuple[float, ...] | None = None, through: Any = None) -> Rule:
@@ -156,12 +156,13 @@ class Relevance(RuleSet):
     def _folded(self, situation: Situation) -> Rule | None:
         """Return the rule of a product and the batch normalisation behind it, where weights matter to it: as one."""
         source = situation.source(situation.call.arguments[0])
-        if source is None or source.name not in PLACES or len(source.places) != 1 or weights_of(source)[0] is None:
+        product = None if source is None else Weighted.of(source)
+        if source is None or product is None:
             return None
         _, assigned = situation.scratch[id(source)]
-        if assigned.rule in ("epsilon", "pass"):
+        if assigned.rule in ("epsilon", "pass") or (folded := product.normalised(situation.call)) is None:
             return None
-        return attrs.evolve(self._assigned(assigned), fused=Fused(normalised_product(source, situation.call)))
+        return attrs.evolve(self._assigned(assigned), fused=Fused(folded))
 
 
 def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[..., Tensor] | None) -> Around:
@@ -175,19 +176,31 @@ def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[
 
 def _by_parts(relevance: Tensor, new: Operation, old: None, *, assigned: Assigned) -> tuple[Tensor]:
     """Share by the rule of a composite."""
-    call = Call(new.name, new.function, new.arguments, new.keywords, new.places)
-    weight, bias = weights_of(call) if new.name in PLACES and len(new.places) == 1 else (None, None)
-    if weight is None:
-        raise UncoveredOperation(
-            f"model: operation {new.name!r} is not written as an input times a weight, so the rule {assigned.rule!r} "
-            "cannot be applied to it; give it 'epsilon' by composite={'operations': {'" + new.name + "': 'epsilon'}}."
-        )
+    product = Weighted.of(new)
+    if product is None:
+        raise _not_applicable(new, assigned.rule, "is not written as an input times a weight")
     rule: Callable[..., Tensor] = getattr(shares, assigned.rule)
     settings = {name: value for name, value in assigned.settings.items() if name != "bias"}
-    bias = bias if assigned.settings.get("bias", True) else None
-    return (rule(as_product(new), new.inputs[0], weight, bias, relevance, **settings),)
+    bias = product.bias if assigned.settings.get("bias", True) else None
+    return (rule(product.run, new.inputs[0], product.weight, bias, relevance, **settings),)
 
 
+def _handed_on(relevance: Tensor, new: Operation, old: None) -> tuple[Tensor]:
+    """Return the relevance as it is, where a composite wants a product skipped."""
+    if len(new.inputs) > 1 or new.inputs[0].shape != new.output.shape:
+        raise _not_applicable(new, "pass", "does not give one element for each element of one input")
+    return (relevance,)
+
+
+def _not_applicable(operation: Operation, rule: str, why: str) -> UncoveredOperation:
+    return UncoveredOperation(
+        f"model: operation {operation.name!r} {why}, so the rule {rule!r} cannot be applied to it; give it 'epsilon' "
+        "by composite={'operations': {'" + operation.name + "': 'epsilon'}}."
+    )
+
+
+#: `addcdiv` is a sum, or written out
+_QUOTIENTS: Final = DIVISOR.keys() - {"addcdiv"}
 _SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | _SPREADS)
 _CHOSEN: Final = _SUMMED | FACTORS.keys() | DIVISOR.keys() | THROUGH.keys() | {"batch_norm"}
 _RULES: Final[Mapping[str, Rule]] = MappingProxyType(

@@ -20,7 +20,7 @@ from axplain.propagation.operations import Operation
 from axplain.propagation.rules import Call, Fused, Rule, RuleSet, Situation
 from axplain.registry import registry
 from axplain_plugins.propagation.secants import Multipliers
-from axplain_plugins.propagation.weighted import PLACES, as_product, normalised_product, weights_of
+from axplain_plugins.propagation.weighted import PRODUCTS, Weighted
 
 #: elementwise functions of one argument
 _ACTIVATIONS: Final = frozenset(
@@ -71,7 +71,7 @@ def _ratio(function: Callable[[Tensor], Tensor], start: Tensor, change: Tensor, 
 def revealed(gradient: Tensor, new: Operation, old: Operation, *, activation: Call) -> Multipliers:
     """Return the multipliers of the inputs of the sum in front of an activation."""
     function = _function(activation)
-    if new.name in PLACES:
+    if new.name in PRODUCTS:
         return _through_product(gradient, new, old, function)
     return _through_addition(gradient, new, old, function)
 
@@ -79,10 +79,10 @@ def revealed(gradient: Tensor, new: Operation, old: Operation, *, activation: Ca
 def _through_product(
     gradient: Tensor, new: Operation, old: Operation, function: Callable[[Tensor], Tensor]
 ) -> Multipliers:
-    call = Call(new.name, new.function, new.arguments, new.keywords, new.places)
-    weight, bias = weights_of(call)
-    assert weight is not None, "chosen for products that have weights"
-    product, reference = as_product(new), old.inputs[0].expand_as(new.inputs[0])
+    found = Weighted.of(new)
+    assert found is not None, "chosen for products that have weights"
+    product, weight, bias = found.run, found.weight, found.bias
+    reference = old.inputs[0].expand_as(new.inputs[0])
     step = new.inputs[0] - reference
     rising, falling, up, down = step.clamp(min=0), step.clamp(max=0), weight.clamp(min=0), weight.clamp(max=0)
     with torch.enable_grad():
@@ -140,16 +140,20 @@ def _chosen(rescale: Rule, situation: Situation) -> Rule:
     norm = None
     if source is not None and source.name == "batch_norm":
         norm, source = source, situation.source(source.arguments[0])
-    if source is None or not _adds(source) or (norm is not None and source.name not in PLACES):
+    if source is None or not _adds(source):
         return rescale
-    summed = source if norm is None else normalised_product(source, norm)
-    return Rule(partial(revealed, activation=call), several=True, fused=Fused(summed))
+    if norm is not None:
+        product = Weighted.of(source)
+        source = None if product is None else product.normalised(norm)
+    if source is None:
+        return rescale
+    return Rule(partial(revealed, activation=call), several=True, fused=Fused(source))
 
 
 def _adds(source: Call) -> bool:
     """Whether a call is a sum of which both signs of the parts are known."""
-    if source.name in PLACES:
-        return len(source.places) == 1 and weights_of(source)[0] is not None
+    if source.name in PRODUCTS:
+        return Weighted.of(source) is not None
     plain = source.name in ("add", "sub", "subtract") and source.argument(2, "alpha", 1) == 1
     return plain and source.places == ((0,), (1,))
 
