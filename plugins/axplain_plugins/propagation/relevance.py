@@ -181,6 +181,8 @@ def _by_parts(relevance: Tensor, new: Operation, old: None, *, assigned: Assigne
         raise _not_applicable(new, assigned.rule, "is not written as an input times a weight")
     rule: Callable[..., Tensor] = getattr(shares, assigned.rule)
     settings = {name: value for name, value in assigned.settings.items() if name != "bias"}
+    if assigned.rule == "gamma":  # the sign of what the layer gave, whether biases share in it or not
+        settings["output"] = new.output
     bias = product.bias if assigned.settings.get("bias", True) else None
     return (rule(product.run, new.inputs[0], product.weight, bias, relevance, **settings),)
 

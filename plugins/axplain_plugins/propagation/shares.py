@@ -69,15 +69,15 @@ def alpha_beta(
 
 
 def gamma(
-    product: Product, x: Tensor, weight: Tensor, bias: Tensor | None, relevance: Tensor, epsilon: float, gamma: float
-) -> Tensor:
+    product: Product, x: Tensor, weight: Tensor, bias: Tensor | None, relevance: Tensor, epsilon: float,
+    gamma: float, output: Tensor,
+) -> Tensor:  # fmt: skip
     """Share with what agrees with the output's sign made larger by gamma (Montavon et al. 2019; signed by Andeol 2021).
 
     Of a positive output that is `w + gamma max(w, 0)` for positive inputs and `w + gamma min(w, 0)` for negative ones.
     """
     up, down = weight + gamma * weight.clamp(min=0), weight + gamma * weight.clamp(max=0)
-    with torch.no_grad():
-        positive = product(x, weight, bias) >= 0
+    positive = output >= 0
     above = None if bias is None else bias + gamma * bias.clamp(min=0)
     below = None if bias is None else bias + gamma * bias.clamp(max=0)
     zero = torch.zeros_like(relevance)
