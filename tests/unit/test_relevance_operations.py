@@ -319,3 +319,30 @@ def test_what_relevance_is_not_defined_for_is_refused_by_name(function: Any, nam
 def test_an_explanation_in_which_nothing_is_absorbed_says_so() -> None:
     explanation = axplain.explain(nn.Dropout().eval(), ROWS, "lrp", target=1, report=True)
     assert explanation.notes["absorbed"] == [0.0, 0.0] and explanation.notes["absorbed by"] == {}
+
+
+class Attention(nn.Module):
+    """Attention whose weights are computed from x; `fixed`: they are cut off by hand."""
+
+    def __init__(self, *, fixed: bool) -> None:
+        super().__init__()
+        self.fixed, self.query, self.head = fixed, linear(), linear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.query(x) @ x.mT).softmax(-1)
+        mixed = functional.dropout(weights.detach() if self.fixed else weights, 0.1, self.training) @ x
+        return self.head(x + mixed).mean(1)  # type: ignore[no-any-return]
+
+
+def test_constant_attention_gives_all_relevance_to_what_it_weights() -> None:
+    """The conservative propagation of Ali et al. (2022): as if the weights of attention were numbers."""
+    free, fixed = seeded(Attention(fixed=False)), seeded(Attention(fixed=True))
+    found = relevance(free, TOKENS, attention="constant", report=True)
+    torch.testing.assert_close(found, relevance(fixed, TOKENS), rtol=1e-12, atol=1e-14)
+    assert (found - relevance(free, TOKENS)).abs().max() > 1e-3
+    assert conserved(free, TOKENS, attention="constant") < 1e-10
+
+
+def test_a_target_behind_a_constant_softmax_is_refused() -> None:
+    with pytest.raises(axplain.UnsupportedModel, match="does not depend differentiably on x"):
+        relevance(nn.Softmax(1), ROWS, attention="constant")

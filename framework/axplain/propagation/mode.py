@@ -42,6 +42,7 @@ from axplain.propagation.operations import (
     transparent,
 )
 from axplain.propagation.rules import (
+    CONSTANT,
     HANDED_ON,
     OWN_GRADIENT,
     Application,
@@ -128,6 +129,8 @@ class PropagationMode(TorchFunctionMode):
             result = self._outputs(met, self._linear(met), "inverse" if inverse else "smooth")
             self._remember(result, met)
             return result
+        if rule is CONSTANT and not met.name.in_place:
+            return self._constants(name, no_grad(met.run))
         if rule is OWN_GRADIENT and self._books(met):
             return self._ruled(met, HANDED_ON)
         if rule is OWN_GRADIENT:

@@ -107,6 +107,10 @@ def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None
 OWN_GRADIENT: Final = Rule(_never, several=True)
 
 
+#: The rule of operations whose results a set takes as constants.
+CONSTANT: Final = Rule(_never)
+
+
 #: The rule of operations that move elements where it is noted what they drop.
 HANDED_ON: Final = Rule(
     _never, several=True, linear=True, around=Around(lambda gradient, _: gradient, lambda gradient, _: gradient)

@@ -19,7 +19,7 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.errors import UncoveredOperation
 from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, is_linear
-from axplain.propagation.rules import OWN_GRADIENT, Around, Fused, Rule, RuleSet, Situation
+from axplain.propagation.rules import CONSTANT, OWN_GRADIENT, Around, Fused, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.composites import Assigned, Composite, read
 from axplain_plugins.propagation.normalised import THROUGH
@@ -82,11 +82,6 @@ def softmax(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
     return (torch.where(x == -math.inf, torch.zeros_like(x), x) * slope,)
 
 
-def nothing(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
-    """Return zeros: the weights of attention are constants, and all relevance goes to what they weight."""
-    return (torch.zeros_like(new.inputs[0]),)
-
-
 @attrs.frozen(eq=False)
 class Relevance(RuleSet):
     """Relevance by operation; products and sums by the rules of a composite, softmax by its first order."""
@@ -101,7 +96,7 @@ class Relevance(RuleSet):
         if operation in _CHOSEN:
             return Rule(passed, choose=self._chosen, several=True, linear=True)
         if operation == "softmax":
-            return Rule(softmax if self.attention == "softmax" else nothing)
+            return Rule(softmax) if self.attention == "softmax" else CONSTANT
         return _RULES.get(operation)
 
     def _chosen(self, situation: Situation) -> Rule | None:
