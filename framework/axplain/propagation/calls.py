@@ -34,10 +34,10 @@ class Met:
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any]
     found: list[tuple[Place, Tensor, Mark]]
+    places: list[Place] = attrs.field(init=False)  #: where the dependent tensors are among the arguments
 
-    @property
-    def places(self) -> list[Place]:
-        """Where the dependent tensors are among the arguments."""
+    @places.default
+    def _places(self) -> list[Place]:
         return [place for place, _, _ in self.found]
 
     @functools.cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -56,21 +57,21 @@ def foreign_nodes(value: Tensor, leaves: tuple[Tensor, ...], seen: set[Any], own
     """
     leading = _leading(value.grad_fn, {id(leaf) for leaf in leaves})
     for node in leading.values():
-        inputs = [following for following, _ in node.next_functions if following in leading]
-        stem = re.sub(r"Backwards?\d*$", "", node.name().rpartition("::")[2])
-        if (
-            node in own
-            or node.name() == OURS
-            or (stem in LINEAR_NODES and (stem not in CHOOSING_NODES or node in seen))
-        ):
+        name = node.name()
+        if name == OURS or node in own:
             continue
-        if (
-            stem in PRODUCT_NODES
-            and node in seen
-            and len(inputs) <= (2 if stem.startswith("Add") or stem == "Baddbmm" else 1)
-        ):
+        stem = _stem(name)
+        if stem in LINEAR_NODES and (stem not in CHOOSING_NODES or node in seen):
             continue
-        yield node.name()
+        inputs = sum(following in leading for following, _ in node.next_functions)
+        most = 2 if stem.startswith("Add") or stem == "Baddbmm" else 1
+        if not (stem in PRODUCT_NODES and node in seen and inputs <= most):
+            yield name
+
+
+@functools.lru_cache(maxsize=4096)
+def _stem(name: str) -> str:
+    return re.sub(r"Backwards?\d*$", "", name.rpartition("::")[2])
 
 
 def _leading(root: Any, leaves: set[int]) -> dict[Any, Any]:

@@ -303,6 +303,10 @@ class PropagationMode(TorchFunctionMode):
         """Run an operation that keeps its own gradient between two changes; return its output."""
 
     @abstractmethod
+    def _handed_through(self, met: Met, known: Tensor) -> Tensor:
+        """Put an operation into the graph that hands on the gradient; `known`: what it gives."""
+
+    @abstractmethod
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
         """Note, or put into the graph, an operation that has a rule; return its output."""
 
@@ -313,6 +317,8 @@ class PropagationMode(TorchFunctionMode):
         others: list[Tensor] = []
         if rule.around is not None:
             output = self._surround(met, rule.around, plain, mark or result_mark(met))
+        elif rule.through:
+            output = self._handed_through(met, no_grad(plain, *met.arguments, **met.keywords))
         else:
             if rule.run is None:
                 result, extras = no_grad(plain, *met.arguments, **met.keywords), ()
@@ -355,6 +361,9 @@ class Recording(PropagationMode):
 
     def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
         raise AssertionError("rules that keep an operation's own gradient compare with no references")
+
+    def _handed_through(self, met: Met, known: Tensor) -> Tensor:
+        raise AssertionError("rules that hand on a gradient compare with no references")
 
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
         self.tape.add(call.met.name.name, call.saved)
@@ -427,6 +436,12 @@ class Following(PropagationMode):
         )
         output: Tensor = Ruled.apply(behind, result)  # type: ignore[no-untyped-call]
         self._mark_result(output, mark)
+        return output
+
+    def _handed_through(self, met: Met, known: Tensor) -> Tensor:
+        ((_, tensor, _),) = met.found
+        output: Tensor = Ruled.apply(Passage(None, [], [known]), tensor)  # type: ignore[no-untyped-call]
+        self._mark_result(output, result_mark(met))
         return output
 
     def _before(

@@ -27,6 +27,7 @@ class Rule:
     it again would cost; it gets the function and the arguments of the call. `by_element`: the code does not care how
     many dimensions come first, so that references broadcast over the examples that share them instead of being copied.
     `several`: more than one input may depend on the seat. `linear`: it holds where the operation is linear, too.
+    `through`: what arrives behind an operation of one element in, one out, goes on as it is; nothing is computed.
     `choose`: returns the rule of one call, if it has one, for sets in which that depends on the call. `around`: the
     operation keeps its own gradient, between two changes. `fused`: the rule is that of an earlier call and this one
     together.
@@ -37,6 +38,7 @@ class Rule:
     by_element: bool = False
     several: bool = False
     linear: bool = False
+    through: bool = False
     choose: Callable[[Situation], Rule | None] | None = None
     around: Around | None = None
     fused: Fused | None = None
@@ -105,6 +107,10 @@ def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None
 
 #: The rule of operations that a set leaves as they are: torch's own gradient, by definition of the set.
 OWN_GRADIENT: Final = Rule(_never, several=True)
+
+
+#: The rule of elementwise operations that hand on what arrives behind them.
+THROUGH: Final = Rule(_never, through=True)
 
 
 #: The rule of operations whose results a set takes as constants.
@@ -205,16 +211,16 @@ def _total(amount: Tensor | float) -> Tensor | float:
 
 @attrs.frozen(eq=False)
 class Passage:
-    """A tensor that is handed on as it is, and what is done to the gradient that comes back."""
+    """A tensor that is known already, and what is done to the gradient that comes back; None: nothing."""
 
-    change: Callable[[Tensor, Tensor], Tensor]
+    change: Callable[[Tensor, Tensor], Tensor] | None
     saved: list[Tensor]
     output: list[Tensor]
     book: Callable[[Tensor, Tensor], None] | None = None
 
     def back(self, gradient: Tensor) -> tuple[Tensor]:
         """Return what goes on."""
-        changed = self.change(gradient, self.saved[0])
+        changed = gradient if self.change is None else self.change(gradient, self.saved[0])
         if self.book is not None:
             self.book(gradient, changed)
         return (changed,)

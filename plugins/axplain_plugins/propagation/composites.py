@@ -73,6 +73,12 @@ class Composite:
         """Whether it matters which module makes a call."""
         return bool(self.layers or self.types)
 
+    @property
+    def by_weights(self) -> bool:
+        """Whether some rule looks at weights, which the epsilon rule does not."""
+        tables = (self.layers, self.types, self.operations, {"": self.first} if self.first else {})
+        return any(each.rule not in ("epsilon", "pass") for table in tables for each in table.values())
+
     def assigned(
         self, kind: str, operation: str, module: Callable[[], tuple[str, torch.nn.Module | None]], *, first: bool
     ) -> Assigned:

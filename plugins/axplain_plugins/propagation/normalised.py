@@ -57,6 +57,6 @@ def instance_norm(
     return _affine(x, *(None if each is None else each.view(along) for each in (weight, bias)))
 
 
-THROUGH: Final[Mapping[str, Callable[..., Tensor]]] = MappingProxyType(
+SPREADLESS: Final[Mapping[str, Callable[..., Tensor]]] = MappingProxyType(
     {"layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm, "instance_norm": instance_norm}
 )

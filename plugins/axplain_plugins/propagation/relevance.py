@@ -19,10 +19,10 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.errors import UncoveredOperation
 from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, is_linear
-from axplain.propagation.rules import CONSTANT, OWN_GRADIENT, Around, Fused, Rule, RuleSet, Situation
+from axplain.propagation.rules import CONSTANT, OWN_GRADIENT, THROUGH, Around, Fused, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.composites import Assigned, Composite, read
-from axplain_plugins.propagation.normalised import THROUGH
+from axplain_plugins.propagation.normalised import SPREADLESS
 from axplain_plugins.propagation.shares import stabilised
 from axplain_plugins.propagation.weighted import CONVOLUTIONS, Weighted
 
@@ -90,14 +90,21 @@ class Relevance(RuleSet):
     attention: Literal["softmax", "constant"] = "softmax"
     report: bool = False
     relevance: bool = True
-    fuses: bool = True
+    fuses: bool = attrs.field(init=False)
+    _rules: Mapping[str, Rule] = attrs.field(init=False)
+
+    @fuses.default
+    def _looks_back(self) -> bool:
+        return self.composite.by_weights  # a batch normalisation is part of the weights in front of it
+
+    @_rules.default
+    def _made(self) -> Mapping[str, Rule]:
+        chosen = Rule(passed, choose=self._chosen, several=True, linear=True)
+        attention = Rule(softmax) if self.attention == "softmax" else CONSTANT
+        return {**_RULES, **dict.fromkeys(_CHOSEN, chosen), "softmax": attention}
 
     def rule(self, operation: str) -> Rule | None:
-        if operation in _CHOSEN:
-            return Rule(passed, choose=self._chosen, several=True, linear=True)
-        if operation == "softmax":
-            return Rule(softmax) if self.attention == "softmax" else CONSTANT
-        return _RULES.get(operation)
+        return self._rules.get(operation)
 
     def _chosen(self, situation: Situation) -> Rule | None:
         """Return the rule of a call of products, quotients, normalisations and sums; None where it is none of these."""
@@ -109,9 +116,9 @@ class Relevance(RuleSet):
         if name == "batch_norm" and (folded := self._folded(situation)) is not None:
             return folded
         linear = is_linear(name, list(call.places), call.arguments, call.keywords)
-        if not linear and name not in THROUGH and name not in _SPREADS:
+        if not linear and name not in SPREADLESS and name not in _SPREADS:
             return None
-        return self._epsilon(self.composite.otherwise, through=THROUGH.get(name))
+        return self._epsilon(self.composite.otherwise, through=SPREADLESS.get(name))
 
     def _of_quotient(self, situation: Situation) -> Rule:
         """All goes to what is divided or scaled; two factors share evenly."""
@@ -145,8 +152,7 @@ class Relevance(RuleSet):
         return Rule(functools.partial(_by_parts, assigned=assigned), linear=True, several=True)
 
     def _epsilon(self, assigned: Assigned, *, shares: tuple[float, ...] | None = None, through: Any = None) -> Rule:
-        around = _around(float(assigned.setting("epsilon")), shares, through)
-        return Rule(passed, several=True, linear=True, around=around)
+        return _around(float(assigned.setting("epsilon")), shares, through)
 
     def _folded(self, situation: Situation) -> Rule | None:
         """Return the rule of a product and the batch normalisation behind it, where weights matter to it: as one."""
@@ -160,13 +166,16 @@ class Relevance(RuleSet):
         return attrs.evolve(self._assigned(assigned), fused=Fused(folded))
 
 
-def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[..., Tensor] | None) -> Around:
-    return Around(
-        behind=lambda relevance, z: torch.div(relevance, stabilised(z, epsilon)),
-        before=torch.mul,
-        shares=shares,
-        through=through,
-    )
+@functools.lru_cache(maxsize=256)
+def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[..., Tensor] | None) -> Rule:
+    """Return the rule of an operation's own gradient between a division by its output and a product with its input."""
+
+    def behind(relevance: Tensor, z: Tensor) -> Tensor:
+        moved = stabilised(z, epsilon)
+        return torch.div(relevance, moved, out=moved) if relevance.dtype == moved.dtype else relevance / moved
+
+    around = Around(behind, torch.mul, shares, through)
+    return Rule(passed, several=True, linear=True, around=around)
 
 
 def _by_parts(relevance: Tensor, new: Operation, old: None, *, assigned: Assigned) -> tuple[Tensor]:
@@ -199,9 +208,9 @@ def _not_applicable(operation: Operation, rule: str, why: str) -> UncoveredOpera
 #: `addcdiv` is a sum, or written out
 _QUOTIENTS: Final = DIVISOR.keys() - {"addcdiv"}
 _SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | _SPREADS)
-_CHOSEN: Final = _SUMMED | FACTORS.keys() | DIVISOR.keys() | THROUGH.keys() | {"batch_norm"}
+_CHOSEN: Final = _SUMMED | FACTORS.keys() | DIVISOR.keys() | SPREADLESS.keys() | {"batch_norm"}
 _RULES: Final[Mapping[str, Rule]] = MappingProxyType(
-    {**dict.fromkeys(_ACTIVATIONS, Rule(passed)), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
+    {**dict.fromkeys(_ACTIVATIONS, THROUGH), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
 )
 
 

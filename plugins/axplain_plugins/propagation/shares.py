@@ -29,7 +29,7 @@ class Part:
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
     """Return z a little further from zero, `z + epsilon sign(z)`; where both are zero nothing is to be divided."""
     if epsilon:
-        return torch.full((), epsilon, dtype=z.dtype, device=z.device).copysign(z).add_(z)
+        return z.new_full((), epsilon).copysign(z).add_(z)
     return torch.where(z == 0, torch.full_like(z, float("inf")), z)
 
 
