@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 help:
 	@echo "make demo    explain a picture of a cat; writes examples/output/cat.png"
-	@echo "make gallery explain it by taking parts away, and by class activation maps; writes two pictures"
+	@echo "make gallery explain it by taking parts away, by class activation maps and by rules, and a sentence; four pictures"
 	@echo "make test    prove the library right"
 	@echo "make lint    style, and make types for static types"
 	@echo "make bench   speed beside the bare model passes and captum"
@@ -46,9 +46,11 @@ types: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.benchmarks
 
-gallery: $(VENV)/demo
+gallery: $(VENV)/dev
 	$(BIN)/python -m examples.gallery
 	$(BIN)/python -m examples.cams
+	$(BIN)/python -m examples.propagation
+	$(BIN)/python -m examples.words
 
 clean:
 	rm -rf $(VENV) dist examples/output

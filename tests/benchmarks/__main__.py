@@ -1,4 +1,4 @@
-"""Compare axplain with the bare loop of model passes, with captum and shap: `python -m tests.benchmarks`.
+"""Compare axplain with the bare loop of model passes, with captum, shap and zennit: `python -m tests.benchmarks`.
 
 One process, one torch thread, contenders in turns; nothing here asserts a time. Tables go to the terminal, progress to
 stderr, CSV files to tests/benchmarks/output. Peak memory is measured in fresh processes.

@@ -25,7 +25,8 @@ axplain  CPU time as a multiple of bare: the median of the ratios of each round;
 new      the first call on a model, which measures how much memory a row takes
 over     CPU ms beyond 1.10 x bare; the goal is at most 1 ms;  diff: largest difference to bare / its largest value
 captum   captum 0.9 by default;  best: at the best of the tried internal batch sizes (k), where it takes one
-shap     shap 0.51, where it does the same; a method that asks for values alone has no backward rows"""
+shap     shap 0.51, where it does the same; a method that asks for values alone has no backward rows
+zennit   zennit 0.5, where it is installed and does the same"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def times_table(results: Sequence[Result]) -> str:
         "best",
         "(k)",
         "shap",
+        "zennit",
     ]
     return _aligned([header, *(_times_line(result) for result in results)])
 
@@ -86,6 +88,7 @@ def _times_line(result: Result) -> tuple[str, ...]:
         _ratio(result, "captum best"),
         f"({best.contender.chunk})" if best else "",
         _ratio(result, "shap"),
+        _ratio(result, "zennit"),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Final
 
 from tests.benchmarks.layers import LayerConductance, LayerIntegratedGradients
@@ -21,6 +22,7 @@ from tests.benchmarks.methods import (
     ours,
 )
 from tests.benchmarks.models import MODELS, build, examples
+from tests.benchmarks.propagation import GuidedBackprop, Relevance
 from tests.benchmarks.removal import (
     ExactShapley,
     FeatureAblation,
@@ -100,9 +102,9 @@ class Bench:
         return getattr(self.workload.method, "captum_runs", True)
 
     def others(self) -> list[Contender]:
-        """Return shap's call where it does the same job."""
-        explain = getattr(self.workload.method, "shap", None)
-        return [] if explain is None else [Contender("shap", explain)]
+        """Return the calls of shap and zennit where they do the same job and are installed."""
+        found = {name: getattr(self.workload.method, name, None) for name in ("shap", "zennit") if find_spec(name)}
+        return [Contender(name, explain) for name, explain in found.items() if explain is not None]
 
     def calls(self, contender: Contender, repeats: int) -> Iterator[Callable[[], Any]]:
         """Yield what to time: one call, `repeats` times, with new models made beforehand where they are asked for."""
@@ -157,6 +159,9 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("layerconductance50_mlp20_b1", "mlp20", 1, LayerConductance(50, layer=1), quick=False),
     Workload("layerconductance50_cnn28_b4", "cnn28", 4, LayerConductance(50, layer=4)),
     Workload("layerconductance50_cnn28_b4_norates", "cnn28", 4, LayerConductance(50, 4, rates=False), quick=False),
+    Workload("lrp_cnn28_b16", "cnn28", 16, Relevance()),
+    Workload("lrp_resnet18_b1", "resnet18", 1, Relevance(captum_runs=False), quick=False),
+    Workload("guided_backprop_cnn28_b16", "cnn28", 16, GuidedBackprop()),
     Workload("ablation50seg_resnet18_b1", "resnet18", 1, FeatureAblation(50, 224), quick=False),
     Workload("ablation50seg_cnn28_b1", "cnn28", 1, FeatureAblation(50, 28)),
     Workload("ablation100feat_mlp_b1", "mlp100", 1, FeatureAblation(100)),

@@ -89,8 +89,8 @@ def test_a_text_about_eating_is_near_the_meal_because_of_its_words_for_eating_an
     """Two words have most of the relevance, and no word has much against it. The gradient knows no such thing."""
     asked = question("sdpa", torch.float32)
     words = asked.tokens.tokenize(TEXTS[0], add_special_tokens=True)
-    for settings in ({}, {"attention": "constant"}):
-        strength = explain(asked, "lrp", **settings).attributions[0].sum(1)
+    for attention in ("softmax", "constant"):
+        strength = explain(asked, "lrp", attention=attention).attributions[0].sum(1)
         assert {words[i] for i in strength.topk(2).indices.tolist()} == {"eating", "food"}
         assert strength.topk(2).values.sum() > 0.7 * strength.sum()
         assert strength.min() > -0.01 * strength.sum()

@@ -7,9 +7,11 @@ answers of all cases; the tests import the networks and the cases from here.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -130,13 +132,27 @@ class _Absent(types.ModuleType):
         return type(name, (nn.Module,), {})
 
 
-def _answers() -> dict[str, Tensor]:
+@contextmanager
+def absent_torchvision() -> Iterator[None]:
+    """Let zennit be imported: what it looks up in torchvision on import is there, and nothing else."""
     parts = ("", ".models", ".models.resnet", ".models.vgg", ".models.densenet", ".datasets", ".transforms")
-    for part in (*parts, ".datasets.vision"):
-        sys.modules["torchvision" + part] = _Absent("torchvision" + part)
-    from zennit import composites, layer, rules, types
-    from zennit.attribution import Gradient
-    from zennit.canonizers import SequentialMergeBatchNorm
+    names = ["torchvision" + part for part in (*parts, ".datasets.vision")]
+    if "zennit" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        yield
+        return
+    sys.modules.update({name: _Absent(name) for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def _answers() -> dict[str, Tensor]:
+    with absent_torchvision():
+        from zennit import composites, layer, rules, types
+        from zennit.attribution import Gradient
+        from zennit.canonizers import SequentialMergeBatchNorm
 
     def relevance(model: nn.Module, composite: Any) -> Tensor:
         model = copy.deepcopy(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import axplain
+from axplain_plugins.propagation.composites import COMPOSITES as COMPOSITES_BY_NAME
+from axplain_plugins.propagation.composites import RULES
 
 IMAGES, TOKENS, ROWS, WEIGHT = drawn(2, 4, 6, 6), drawn(2, 5, 8), drawn(2, 8), drawn(8, 8, key=3)
 LOWER: Final = torch.ones(5, 5, dtype=torch.bool).tril()
@@ -346,3 +349,40 @@ def test_constant_attention_gives_all_relevance_to_what_it_weights() -> None:
 def test_a_target_behind_a_constant_softmax_is_refused() -> None:
     with pytest.raises(axplain.UnsupportedModel, match="does not depend differentiably on x"):
         relevance(nn.Softmax(1), ROWS, attention="constant")
+
+
+def test_the_page_and_the_readme_say_what_runs() -> None:
+    page, readme = ((Path(__file__).parents[2] / name).read_text("utf-8") for name in ("docs/rules.md", "README.md"))
+    page = page.partition("## Relevance\n")[2].partition("\n## ")[0]
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        exec(page.partition("```python\n")[2].partition("```")[0], names)
+        explanation = names["explanation"]
+        assert explanation.residuals["conservation"].abs().max() < 1e-6
+        assert len(explanation.notes["absorbed"]) == 2
+        assert "linear in module '4' (Linear)" in explanation.notes["absorbed by"]
+
+        code = readme.partition("### Relevance propagation")[2].partition("```python\n")[2].partition("```")[0]
+        encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        names |= {"transformer": nn.Sequential(encoder, nn.Flatten()).eval(), "embedded": torch.randn(2, 3, 8)}
+        exec(code, names)
+        assert names["explanation"].residuals["conservation"].abs().max() < 1e-6
+
+
+def test_the_tables_of_the_page_are_the_rules_and_the_composites(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text("utf-8")
+    page = page.partition("## Relevance\n")[2].partition("\n## ")[0]
+    rows = {line.split("|")[1].strip(" `"): line.split("|") for line in page.splitlines() if line.startswith("| `")}
+    assert set(RULES) | set(COMPOSITES_BY_NAME) == set(rows)
+    for name, settings in RULES.items():
+        assert set(rows[name][-2].replace("`", "").replace(",", " ").split()) == settings, name
+    for name, table in COMPOSITES_BY_NAME.items():
+        assert rows[name][2].strip(" `") == table.get("first", ""), name
+        rule = table.get("operations", {}).get("convolution", "epsilon")
+        assert rows[name][3].strip().startswith(f"`{rule if isinstance(rule, str) else rule['rule']}`"), name
+    path = tmp_path / "mine.toml"
+    path.write_text(page.partition("```toml\n")[2].partition("```")[0], "utf-8")
+    made = model(lambda x, conv: conv(x), conv=nn.Conv2d(4, 3, 3))
+    given: dict[str, Any] = {"low": -4.0, "high": 4.0}
+    expected = relevance(made, IMAGES, composite={"first": "zbox"}, **given)
+    assert torch.equal(relevance(made, IMAGES, composite=path, **given), expected)
