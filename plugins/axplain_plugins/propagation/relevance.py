@@ -21,6 +21,7 @@ from axplain.errors import UncoveredOperation
 from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, is_linear
 from axplain.propagation.rules import CONSTANT, OWN_GRADIENT, THROUGH, Around, Fused, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
+from axplain_plugins.propagation.activations import ACTIVATIONS
 from axplain_plugins.propagation.composites import Assigned, Composite, read
 from axplain_plugins.propagation.normalised import SPREADLESS
 from axplain_plugins.propagation.shares import stabilised
@@ -39,26 +40,9 @@ _SUMS: Final = frozenset(
 #: what normalisations divide by: no relevance arrives there, unless a model is interested in the spread itself
 _SPREADS: Final = frozenset({"var", "std", "norm", "linalg_vector_norm"})
 _DENSE: Final = frozenset(FACTORS) - CONVOLUTIONS - {"mul", "multiply", "addcmul"}
-_ACTIVATIONS: Final = frozenset(
-    {
-        *(
-            "relu",
-            "relu6",
-            "hardtanh",
-            "threshold",
-            "clamp_min",
-            "clamp_max",
-            "sigmoid",
-            "tanh",
-            "gelu",
-            "silu",
-            "mish",
-        ),
-        *("elu", "selu", "celu", "softplus", "log_sigmoid", "softsign", "tanhshrink", "hardswish", "leaky_relu", "erf"),
-        *("prelu", "hardsigmoid", "softshrink", "hardshrink", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "pow"),
-        *("reciprocal", "square", "abs", "absolute", "sin", "cos"),
-    }
-)
+_ELEMENTWISE: Final = ACTIVATIONS | {
+    *("prelu", "hardshrink", "expm1", "log", "log1p", "sqrt", "rsqrt", "pow", "reciprocal", "absolute", "sin", "cos"),
+}
 _MAXIMA: Final = frozenset(
     {
         *(f"{name}{n}d{more}" for n in (1, 2, 3) for name, more in (("max_pool", ""), ("max_pool", "_with_indices"))),
@@ -210,7 +194,7 @@ _QUOTIENTS: Final = DIVISOR.keys() - {"addcdiv"}
 _SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | _SPREADS)
 _CHOSEN: Final = _SUMMED | FACTORS.keys() | DIVISOR.keys() | SPREADLESS.keys() | {"batch_norm"}
 _RULES: Final[Mapping[str, Rule]] = MappingProxyType(
-    {**dict.fromkeys(_ACTIVATIONS, THROUGH), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
+    {**dict.fromkeys(_ELEMENTWISE, THROUGH), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
 )
 
 

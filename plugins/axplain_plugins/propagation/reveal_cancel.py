@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -19,29 +19,9 @@ from axplain import describe, hookimpl
 from axplain.propagation.operations import Operation
 from axplain.propagation.rules import Call, Fused, Rule, RuleSet, Situation
 from axplain.registry import registry
+from axplain_plugins.propagation.activations import ACTIVATIONS
 from axplain_plugins.propagation.secants import Multipliers
 from axplain_plugins.propagation.weighted import PRODUCTS, Weighted
-
-#: elementwise functions of one argument
-_ACTIVATIONS: Final = frozenset(
-    {
-        *(
-            "relu",
-            "relu6",
-            "hardtanh",
-            "threshold",
-            "clamp_min",
-            "clamp_max",
-            "sigmoid",
-            "tanh",
-            "gelu",
-            "silu",
-            "mish",
-        ),
-        *("elu", "selu", "celu", "softplus", "log_sigmoid", "softsign", "tanhshrink", "hardswish", "leaky_relu", "exp"),
-        *("hardsigmoid", "softshrink", "erf", "abs", "square"),
-    }
-)
 
 
 def shares(
@@ -129,7 +109,7 @@ class RevealCancel(RuleSet):
 
     def rule(self, operation: str) -> Rule | None:
         rescale = self.rescale.rule(operation)
-        if rescale is None or operation not in _ACTIVATIONS:
+        if rescale is None or operation not in ACTIVATIONS:
             return rescale
         return attrs.evolve(rescale, choose=partial(_chosen, rescale))
 
