@@ -158,8 +158,9 @@ class PropagationMode(TorchFunctionMode):
         return call if call is not None and tensor._version == version else None
 
     def _remember(self, result: Any, met: Met) -> None:
-        handed_on = any(result is tensor for _, tensor, _ in met.found)  # as dropout does in evaluation
-        if self.rules.fuses and isinstance(result, Tensor) and met.written is None and not handed_on:
+        if not self.rules.fuses or not isinstance(result, Tensor) or met.written is not None:
+            return
+        if not any(result is tensor for _, tensor, _ in met.found):  # as dropout in evaluation gives what it is given
             self.sources[result] = met.call, result._version
 
     def _linear(self, met: Met, nodes: set[Any] | None = None) -> Any:
@@ -303,7 +304,7 @@ class PropagationMode(TorchFunctionMode):
         """Run an operation that keeps its own gradient between two changes; return its output."""
 
     @abstractmethod
-    def _handed_through(self, met: Met, known: Tensor) -> Tensor:
+    def _handed_on(self, met: Met, known: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """Put an operation into the graph that hands on the gradient; `known`: what it gives."""
 
     @abstractmethod
@@ -317,8 +318,9 @@ class PropagationMode(TorchFunctionMode):
         others: list[Tensor] = []
         if rule.around is not None:
             output = self._surround(met, rule.around, plain, mark or result_mark(met))
-        elif rule.through:
-            output = self._handed_through(met, no_grad(plain, *met.arguments, **met.keywords))
+        elif rule.onward is not None:
+            result = no_grad(plain, *met.arguments, **met.keywords)
+            output = self._handed_on(met, result, rule.onward)
         else:
             if rule.run is None:
                 result, extras = no_grad(plain, *met.arguments, **met.keywords), ()
@@ -362,7 +364,7 @@ class Recording(PropagationMode):
     def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
         raise AssertionError("rules that keep an operation's own gradient compare with no references")
 
-    def _handed_through(self, met: Met, known: Tensor) -> Tensor:
+    def _handed_on(self, met: Met, known: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         raise AssertionError("rules that hand on a gradient compare with no references")
 
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
@@ -438,9 +440,9 @@ class Following(PropagationMode):
         self._mark_result(output, mark)
         return output
 
-    def _handed_through(self, met: Met, known: Tensor) -> Tensor:
+    def _handed_on(self, met: Met, known: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         ((_, tensor, _),) = met.found
-        output: Tensor = Ruled.apply(Passage(None, [], [known]), tensor)  # type: ignore[no-untyped-call]
+        output: Tensor = Ruled.apply(Passage(change, [], [known]), tensor)  # type: ignore[no-untyped-call]
         self._mark_result(output, result_mark(met))
         return output
 
@@ -449,7 +451,10 @@ class Following(PropagationMode):
     ) -> Tensor:
         if not share:
             return tensor.detach()
-        change = around.before if share == 1 else lambda gradient, x: around.before(gradient, x) * share
+        before = around.before
+        if before is None:
+            return tensor
+        change = before if share == 1 else lambda gradient, x: before(gradient, x) * share
         passage = Passage(
             change, self.kept.keep((held,)), [held.detach()], book and (lambda _, left: book(0.0, (left,)))
         )

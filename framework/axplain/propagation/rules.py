@@ -19,26 +19,31 @@ from axplain.propagation.tape import Reader
 Multipliers = Callable[[Tensor, Operation, Any], Sequence[Tensor | None]]
 
 
+def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None]:
+    raise AssertionError("torch takes the gradient itself")
+
+
 @attrs.frozen
 class Rule:
     """How multipliers go back through one operation.
 
-    `multipliers`: plain tensor code. `run`: gives the output and more that the multipliers will need, where computing
-    it again would cost; it gets the function and the arguments of the call. `by_element`: the code does not care how
-    many dimensions come first, so that references broadcast over the examples that share them instead of being copied.
+    `multipliers`: plain tensor code; not given where another field says what goes back. `run`: gives the output and
+    more that the multipliers will need, where computing it again would cost; it gets the function and the arguments of
+    the call. `by_element`: the code does not care how many dimensions come first, so that references broadcast over the
+    examples that share them instead of being copied.
     `several`: more than one input may depend on the seat. `linear`: it holds where the operation is linear, too.
-    `through`: what arrives behind an operation of one element in, one out, goes on as it is; nothing is computed.
+    `onward`: what an operation of one element in, one out, hands on of what arrives behind it; nothing else is asked.
     `choose`: returns the rule of one call, if it has one, for sets in which that depends on the call. `around`: the
     operation keeps its own gradient, between two changes. `fused`: the rule is that of an earlier call and this one
     together.
     """
 
-    multipliers: Multipliers
+    multipliers: Multipliers = _never
     run: Callable[..., tuple[Any, ...]] | None = None
     by_element: bool = False
     several: bool = False
     linear: bool = False
-    through: bool = False
+    onward: Callable[[Tensor], Tensor] | None = None
     choose: Callable[[Situation], Rule | None] | None = None
     around: Around | None = None
     fused: Fused | None = None
@@ -49,12 +54,12 @@ class Around:
     """What is done to the gradient behind an operation and before each of its inputs.
 
     `behind`: (gradient, output) -> what the operation's own gradient is taken of. `before`: (gradient, input) -> what
-    goes on. `shares`: of each input that depends on the seat, in order; None: all of it. `through`: runs in the place
-    of the operation, for another gradient at the same values.
+    goes on; None: all of it. `shares`: of each input that depends on the seat, in order; None: all of it. `through`:
+    runs in the place of the operation, for another gradient at the same values.
     """
 
     behind: Callable[[Tensor, Tensor], Tensor]
-    before: Callable[[Tensor, Tensor], Tensor]
+    before: Callable[[Tensor, Tensor], Tensor] | None = None
     shares: tuple[float, ...] | None = None
     through: Callable[..., Tensor] | None = None
 
@@ -101,25 +106,21 @@ class Situation:
     whole: bool
 
 
-def _never(gradient: Tensor, new: Operation, old: Any) -> Sequence[Tensor | None]:
-    raise AssertionError("torch takes the gradient itself")
-
-
 #: The rule of operations that a set leaves as they are: torch's own gradient, by definition of the set.
-OWN_GRADIENT: Final = Rule(_never, several=True)
+OWN_GRADIENT: Final = Rule(several=True)
 
 
 #: The rule of elementwise operations that hand on what arrives behind them.
-THROUGH: Final = Rule(_never, through=True)
+ONWARD: Final = Rule(onward=lambda gradient: gradient)
 
 
 #: The rule of operations whose results a set takes as constants.
-CONSTANT: Final = Rule(_never)
+CONSTANT: Final = Rule()
 
 
 #: The rule of operations that move elements where it is noted what they drop.
 HANDED_ON: Final = Rule(
-    _never, several=True, linear=True, around=Around(lambda gradient, _: gradient, lambda gradient, _: gradient)
+    several=True, linear=True, around=Around(lambda gradient, _: gradient, lambda gradient, _: gradient)
 )
 
 
@@ -211,16 +212,16 @@ def _total(amount: Tensor | float) -> Tensor | float:
 
 @attrs.frozen(eq=False)
 class Passage:
-    """A tensor that is known already, and what is done to the gradient that comes back; None: nothing."""
+    """A tensor that is known already, and what is done to the gradient that comes back, given what is saved."""
 
-    change: Callable[[Tensor, Tensor], Tensor] | None
+    change: Callable[..., Tensor]
     saved: list[Tensor]
     output: list[Tensor]
     book: Callable[[Tensor, Tensor], None] | None = None
 
     def back(self, gradient: Tensor) -> tuple[Tensor]:
         """Return what goes on."""
-        changed = gradient if self.change is None else self.change(gradient, self.saved[0])
+        changed = self.change(gradient, *self.saved)
         if self.book is not None:
             self.book(gradient, changed)
         return (changed,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -10,9 +10,7 @@ import attrs
 from torch import Tensor
 
 from axplain import hookimpl
-from axplain.propagation.operations import Operation
-from axplain.propagation.rules import OWN_GRADIENT, Rule, RuleSet
-from axplain_plugins.propagation.secants import derivative
+from axplain.propagation.rules import OWN_GRADIENT, Around, Call, Rule, RuleSet, Situation
 
 #: Operations that cut at zero, always or where their lower bound is zero: its position and name.
 _RECTIFIERS: Final[Mapping[str, tuple[int, str] | None]] = MappingProxyType(
@@ -35,22 +33,22 @@ _UNDEFINED: Final = frozenset(
 )
 
 
-def guided(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
-    """Return `max(g, 0) f'(x)`: what is positive on the way back passes where the unit was active on the way there."""
-    slope = derivative(new, new.inputs[0])
-    return (gradient.clamp(min=0) * slope if _rectifies(new) else gradient * slope,)
+def positive(gradient: Tensor, *_: Tensor) -> Tensor:
+    """Return `max(g, 0)`."""
+    return gradient.clamp(min=0)
 
 
-def deconvolved(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
-    """Return `max(g, 0)`: what is positive on the way back passes, whatever the unit did on the way there."""
-    return (gradient.clamp(min=0) if _rectifies(new) else gradient * derivative(new, new.inputs[0]),)
+#: max(g, 0) f'(x): what is positive on the way back passes where the unit was active on the way there
+GUIDED: Final = Rule(around=Around(positive))
+#: max(g, 0): what is positive on the way back passes, whatever the unit did on the way there
+DECONVOLVED: Final = Rule(onward=positive)
 
 
-def _rectifies(operation: Operation) -> bool:
-    bound = _RECTIFIERS[operation.name]
+def _rectifies(call: Call) -> bool:
+    bound = _RECTIFIERS[call.name]
     if bound is None:
         return True
-    low = operation.argument(*bound)
+    low = call.argument(*bound)
     return not bool(low.any()) if isinstance(low, Tensor) else low is not None and low == 0
 
 
@@ -58,18 +56,22 @@ def _rectifies(operation: Operation) -> bool:
 class Rectified(RuleSet):
     """One rule for rectifiers; every other operation keeps its own gradient."""
 
-    multipliers: Callable[..., tuple[Tensor]]
+    rectified: Rule
     unknown: Literal["refuse", "gradient"] = "refuse"
     references: bool = False
 
     def rule(self, operation: str) -> Rule | None:
         if operation in _RECTIFIERS:
-            return Rule(self.multipliers)
+            return attrs.evolve(self.rectified, choose=self._chosen)
         return None if operation in _UNDEFINED else OWN_GRADIENT
 
+    def _chosen(self, situation: Situation) -> Rule:
+        """Return the rule of one call: a clamp rectifies where its lower bound is zero."""
+        return self.rectified if _rectifies(situation.call) else OWN_GRADIENT
 
-_RULES: Final[Mapping[str, Callable[..., tuple[Tensor]]]] = MappingProxyType(
-    {"guided_rectifiers": guided, "deconvolution_rectifiers": deconvolved}
+
+_RULES: Final[Mapping[str, Rule]] = MappingProxyType(
+    {"guided_rectifiers": GUIDED, "deconvolution_rectifiers": DECONVOLVED}
 )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.errors import UncoveredOperation
 from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, is_linear
-from axplain.propagation.rules import CONSTANT, OWN_GRADIENT, THROUGH, Around, Fused, Rule, RuleSet, Situation
+from axplain.propagation.rules import CONSTANT, ONWARD, OWN_GRADIENT, Around, Fused, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.activations import ACTIVATIONS
 from axplain_plugins.propagation.composites import Assigned, Composite, read
@@ -83,7 +83,7 @@ class Relevance(RuleSet):
 
     @_rules.default
     def _made(self) -> Mapping[str, Rule]:
-        chosen = Rule(passed, choose=self._chosen, several=True, linear=True)
+        chosen = Rule(choose=self._chosen, several=True, linear=True)
         attention = Rule(softmax) if self.attention == "softmax" else CONSTANT
         return {**_RULES, **dict.fromkeys(_CHOSEN, chosen), "softmax": attention}
 
@@ -159,7 +159,7 @@ def _around(epsilon: float, shares: tuple[float, ...] | None, through: Callable[
         return torch.div(relevance, moved, out=moved) if relevance.dtype == moved.dtype else relevance / moved
 
     around = Around(behind, torch.mul, shares, through)
-    return Rule(passed, several=True, linear=True, around=around)
+    return Rule(several=True, linear=True, around=around)
 
 
 def _by_parts(relevance: Tensor, new: Operation, old: None, *, assigned: Assigned) -> tuple[Tensor]:
@@ -194,7 +194,7 @@ _QUOTIENTS: Final = DIVISOR.keys() - {"addcdiv"}
 _SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | _SPREADS)
 _CHOSEN: Final = _SUMMED | FACTORS.keys() | DIVISOR.keys() | SPREADLESS.keys() | {"batch_norm"}
 _RULES: Final[Mapping[str, Rule]] = MappingProxyType(
-    {**dict.fromkeys(_ELEMENTWISE, THROUGH), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
+    {**dict.fromkeys(_ELEMENTWISE, ONWARD), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
 )
 
 
