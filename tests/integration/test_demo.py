@@ -144,7 +144,7 @@ def test_the_demo_prints_what_each_answer_is_worth_and_writes_the_maps(
     path, gradient = (
         line for line in printed.splitlines() if line.split()[:1] in (["integrated_gradients"], ["saliency"])
     )
-    assert "%" in path and path.split()[-3:-1] == ["9", "3"]
+    assert "%" in path and path.split()[-3:-1] == ["9", "2"]
     assert "none claimed" in gradient and gradient.split()[-3:-1] == ["1", "1"]
     assert "row" in bars and "row/s" not in printed
     with Image.open(cat.OUTPUT) as written:

@@ -438,3 +438,40 @@ def test_nothing_of_the_model_is_touched() -> None:
         assert tensor.data_ptr() == before[name][0] and torch.equal(tensor, before[name][1])
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(hasattr(module, "rule") or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("composite", "words"),
+    [
+        ({"layers": {"conv1": "zplus"}}, "layers.'conv1' came, which fits no layer with weights; expected .*0, 10, 13"),
+        ({"layers": {"1": "gamma"}}, "layers.'1' came"),
+        ({"types": {"torch.nn.Conv2d": "zplus"}}, "types.'torch.nn.Conv2d' came, .*Conv2d, Linear"),
+        ({"types": {nn.Conv3d: "zplus"}}, "types.'Conv3d' came"),
+        ({"layers": {nn.Linear: "zplus"}}, "a type came as a key of layers"),
+        ({"first": {"rule": "gamma", "gamma": -1}}, "first.gamma = -1 came"),
+        ({"first": "alpha_beta"}, "a table {'rule': 'alpha_beta', 'alpha': number, 'beta': number}"),
+        ({"first": {"rule": "alpha_beta", "alpha": 2, "beta": 0}}, "alpha - beta = 1"),
+        ({"first": {"use": "gamma"}}, "or a table {'rule': name"),
+        ({"first": {"rule": "zbox", "low": 5.0, "high": -5.0}}, "low: x lies outside"),
+        ({"first": {"rule": "zbox", "low": -9.0, "high": 0.1}}, "high: x lies outside"),
+        ({"first": {"rule": "zbox", "low": torch.zeros(7), "high": 9.0}}, "broadcasts over"),
+    ],
+    ids=str,
+)
+def test_a_composite_that_does_not_fit_the_model_is_refused(composite: Any, words: str) -> None:
+    with pytest.raises(axplain.ArgumentError, match=words):
+        relevance(seeded(vgg()), drawn(1, 2, 6, 6), composite=composite)
+
+
+def test_a_class_is_a_type_and_a_pattern_has_to_fit_once() -> None:
+    model, x = seeded(vgg()), drawn(1, 2, 6, 6)
+    plus = relevance(model, x, composite={"operations": {"convolution": "zplus"}})
+    assert torch.equal(relevance(model, x, composite={"types": {nn.Conv2d: "zplus"}}), plus)
+    behind = relevance(model, x, layer="4", composite={"layers": {"0": "zplus", "5": "zplus"}})
+    assert torch.equal(behind, relevance(model, x, layer="4", composite={"layers": {"5": "zplus"}}))
+
+
+def test_no_plain_gradient_is_offered_where_there_is_none() -> None:
+    with pytest.raises(axplain.UncoveredOperation) as caught:
+        relevance(nn.Sequential(nn.LogSoftmax(1)), drawn(2, 4))
+    assert "unknown" not in str(caught.value)

@@ -382,7 +382,12 @@ def test_the_tables_of_the_page_are_the_rules_and_the_composites(tmp_path: Path)
         assert rows[name][3].strip().startswith(f"`{rule if isinstance(rule, str) else rule['rule']}`"), name
     path = tmp_path / "mine.toml"
     path.write_text(page.partition("```toml\n")[2].partition("```")[0], "utf-8")
-    made = model(lambda x, conv: conv(x), conv=nn.Conv2d(4, 3, 3))
+    encoder = nn.Sequential(nn.Conv2d(3, 3, 2))
+    made = model(lambda x, conv, encoder: encoder(conv(x)), conv=nn.Conv2d(4, 3, 3), encoder=encoder)
     given: dict[str, Any] = {"low": -4.0, "high": 4.0}
-    expected = relevance(made, IMAGES, composite={"first": "zbox"}, **given)
+    with pytest.raises(axplain.ArgumentError, match=r"layers.'encoder.\*' came, which fits no layer with weights"):
+        relevance(made, IMAGES, composite=path, **given)  # its name begins with the wrapper's
+    path.write_text(path.read_text("utf-8").replace('"encoder.', '"more.encoder.'), "utf-8")
+    rules = {"first": "zbox", "layers": {"more.encoder.0": {"rule": "gamma", "gamma": 0.1}}}
+    expected = relevance(made, IMAGES, composite=rules, **given)
     assert torch.equal(relevance(made, IMAGES, composite=path, **given), expected)

@@ -68,7 +68,7 @@ class PropagationMode(TorchFunctionMode):
         super().__init__()
         self.rules, self.root, self.notes = rules, root, notes
         self.sources: Any = WeakIdKeyDictionary()  # tensor -> the call that gave it, and its version then
-        self._scratch: dict[Any, Any] = {}
+        self.scratch: dict[Any, Any] = {}
         self.whole = True
         self._inside: list[Callable[..., Any]] = []
         self.marks = Marks()
@@ -151,7 +151,7 @@ class PropagationMode(TorchFunctionMode):
 
     def _situation(self, met: Met) -> Situation:
         inverses = tuple(mark == "inverse" for _, _, mark in met.found)
-        return Situation(met.call, inverses, self._source, lambda: calling_module(self.root), self._scratch, self.whole)
+        return Situation(met.call, inverses, self._source, lambda: calling_module(self.root), self.scratch, self.whole)
 
     def _source(self, tensor: Any) -> Call | None:
         call, version = self.sources.get(tensor, (None, None)) if isinstance(tensor, Tensor) else (None, None)
@@ -268,9 +268,10 @@ class PropagationMode(TorchFunctionMode):
         if self.rules.unknown == "gradient":
             self.notes.add(f"{name} in {where}")
             return
+        cure = "" if self.rules.relevance else ", or take its plain gradient with unknown='gradient'"
         raise UncoveredOperation(
             f"model: operation {name!r}, called in {where}, is not covered: {why}. Use a method without rules, such as "
-            "integrated_gradients, or take its plain gradient with unknown='gradient'."
+            f"integrated_gradients{cure}."
         )
 
     def _where(self) -> str:

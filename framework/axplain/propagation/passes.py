@@ -82,6 +82,8 @@ class RulePass:
                 yield
         finally:
             mode.marks.release()
+        if mode.whole:
+            self.rules.finish(mode.scratch)
         self._nodes.update(mode.nodes)
         self._own.update(mode.own)
         if reader is not None:
@@ -99,10 +101,11 @@ class RulePass:
         if nodes and self.rules.unknown == "gradient":
             self.notes.update(nodes)
         elif nodes:
+            cure = "" if self.rules.relevance else ", or take the plain gradient with unknown='gradient'"
             raise UncoveredOperation(
                 f"model: {', '.join(nodes)} in its graph never passed through the rules: a custom autograd function, "
                 "scripted code, vmap, or another thread. Write it with torch operations, use a method without rules, "
-                "such as integrated_gradients, or take the plain gradient with unknown='gradient'."
+                f"such as integrated_gradients{cure}."
             )
 
 

@@ -144,6 +144,9 @@ class RuleSet(ABC):
     def rule(self, operation: str) -> Rule | None:
         """Return the rule of an operation, or None where it has none."""
 
+    def finish(self, scratch: dict[Any, Any]) -> None:  # noqa: B027 - most sets have nothing to say
+        """Refuse a pass over a whole model that did not meet what the set speaks of; see `Situation.scratch`."""
+
 
 @attrs.frozen(eq=False)
 class Application:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,6 +59,17 @@ class Assigned:
         return self.settings[name]
 
 
+@attrs.define
+class Met:
+    """What a pass has met: the modules that make products, by name, with the names of their types and bases.
+
+    `first`: whether the product at hand is the first one of the model.
+    """
+
+    modules: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+    first: bool = True
+
+
 @attrs.frozen
 class Composite:
     """Rules by the module that makes a call, for the first product, by the module's type, and by operation."""
@@ -80,21 +92,36 @@ class Composite:
         return any(each.rule not in ("epsilon", "pass") for table in tables for each in table.values())
 
     def assigned(
-        self, kind: str, operation: str, module: Callable[[], tuple[str, torch.nn.Module | None]], *, first: bool
+        self, kind: str, operation: str, module: Callable[[], tuple[str, torch.nn.Module | None]], *, met: Met
     ) -> Assigned:
         """Return the rule of one call: by layer, else of the first product, by type, by operation, else epsilon."""
+        layer = base = None
         if self.by_module:
             name, part = module()
-            for pattern, rule in self.layers.items():
-                if fnmatch.fnmatchcase(name, pattern):
-                    return rule
-        if first and self.first is not None:
+            layer = next((pattern for pattern in self.layers if fnmatch.fnmatchcase(name, pattern)), None)
+            base = next((each.__name__ for each in type(part).__mro__ if each.__name__ in self.types), None)
+            met.modules[name] = tuple(each.__name__ for each in type(part).__mro__)
+        if layer is not None:
+            return self.layers[layer]
+        if met.first and self.first is not None:
             return self.first
-        if self.types:
-            for base in type(part).__mro__:
-                if base.__name__ in self.types:
-                    return self.types[base.__name__]
+        if base is not None:
+            return self.types[base]
         return self.operations.get(operation) or self.operations.get(kind) or self.otherwise
+
+    def check_used(self, met: Met) -> None:
+        """Refuse names of layers and types that no product with weights of a pass had.
+
+        Raises:
+            ArgumentError: naming the first of them.
+        """
+        names, types = sorted(met.modules), sorted({bases[0] for bases in met.modules.values()})
+        idle = [f"layers.{key!r}" for key in self.layers if not fnmatch.filter(names, key)]
+        idle += [f"types.{key!r}" for key in self.types if not any(key in bases for bases in met.modules.values())]
+        if idle:
+            known = names if idle[0].startswith("layers") else types
+            expected = f"what fits one of those that have some: {', '.join(known) or 'there are none'}"
+            raise ArgumentError("composite", f"{idle[0]} came, which fits no layer with weights", expected)
 
 
 def read(given: Any, settings: Mapping[str, Any], known: frozenset[str]) -> Composite:
@@ -148,14 +175,19 @@ def _table(given: Any) -> Mapping[str, Any]:
 def _rules(part: str, given: Any, settings: Mapping[str, Any]) -> dict[str, Assigned]:
     if not isinstance(given, Mapping):
         raise ArgumentError("composite", f"{part} = {given!r} came", "a table of rules")
-    return {name: _rule(f"{part}.{name}", rule, settings) for name, rule in given.items()}
+    named = {key.__name__ if part == "types" and isinstance(key, type) else key: rule for key, rule in given.items()}
+    strange = next((key for key in named if not isinstance(key, str)), None)
+    if strange is not None:
+        raise ArgumentError("composite", f"a {type(strange).__name__} came as a key of {part}", f"the names of {part}")
+    return {name: _rule(f"{part}.{name}", rule, settings) for name, rule in named.items()}
 
 
 def _rule(place: str, given: Any, settings: Mapping[str, Any]) -> Assigned:
     table = {"rule": given} if isinstance(given, str) else given
     name = str(table.get("rule")) if isinstance(table, Mapping) else ""
     if name not in RULES:
-        raise ArgumentError("composite", f"{place} = {given!r} came", f"one of the rules {', '.join(RULES)}")
+        expected = f"one of the rules {', '.join(RULES)}, or a table {{'rule': name, setting: value}}"
+        raise ArgumentError("composite", f"{place} = {given!r} came", expected)
     own = {key: value for key, value in table.items() if key != "rule"}
     strange = sorted(set(own) - RULES[name])
     if strange:
@@ -164,6 +196,23 @@ def _rule(place: str, given: Any, settings: Mapping[str, Any]) -> Assigned:
     values = {key: own.get(key, settings.get(key, _DEFAULTS.get(key))) for key in sorted(RULES[name])}
     missing = [key for key, value in values.items() if value is None]
     if missing:
-        cure = "They are the least and the largest value that an input can have." if name == "zbox" else ""
-        raise ArgumentError(missing[0], f"nothing came and the rule {name} needs it", "a number, or a tensor", cure)
+        if name == "zbox":
+            cure = "They are the least and the largest value that an input can have."
+            raise ArgumentError(missing[0], "nothing came and the rule zbox needs it", "a number, or a tensor", cure)
+        expected = f"a table {{'rule': {name!r}, {', '.join(f'{key!r}: number' for key in missing)}}}"
+        raise ArgumentError("composite", f"{place} = {given!r} came", expected)
+    _check_numbers(place, values)
     return Assigned(name, values)
+
+
+def _check_numbers(place: str, values: Mapping[str, Any]) -> None:
+    """Refuse settings that are no numbers of theirs, and shares that do not sum to one."""
+    for key in values.keys() & {"epsilon", "gamma", "alpha", "beta"}:
+        number = values[key]
+        if not isinstance(number, int | float) or isinstance(number, bool) or not number >= 0:
+            raise ArgumentError("composite", f"{place}.{key} = {number!r} came", "a number of at least 0")
+    if "alpha" in values and not math.isclose(values["alpha"] - values["beta"], 1):
+        came = f"{place} with alpha = {values['alpha']} and beta = {values['beta']} came"
+        raise ArgumentError("composite", came, "alpha - beta = 1, so that relevance is conserved")
+    if not isinstance(values.get("bias", True), bool):
+        raise ArgumentError("composite", f"{place}.bias = {values['bias']!r} came", "true or false")

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from axplain import hookimpl
-from axplain.errors import UncoveredOperation
-from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, is_linear
-from axplain.propagation.rules import CONSTANT, ONWARD, OWN_GRADIENT, Around, Fused, Rule, RuleSet, Situation
+from axplain.errors import ArgumentError, UncoveredOperation
+from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, flat, is_linear
+from axplain.propagation.rules import CONSTANT, ONWARD, OWN_GRADIENT, Around, Call, Fused, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.activations import ACTIVATIONS
-from axplain_plugins.propagation.composites import Assigned, Composite, read
+from axplain_plugins.propagation.composites import Assigned, Composite, Met, read
 from axplain_plugins.propagation.normalised import SPREADLESS
 from axplain_plugins.propagation.shares import stabilised
 from axplain_plugins.propagation.weighted import CONVOLUTIONS, Weighted
@@ -90,6 +90,10 @@ class Relevance(RuleSet):
     def rule(self, operation: str) -> Rule | None:
         return self._rules.get(operation)
 
+    def finish(self, scratch: dict[Any, Any]) -> None:
+        """Refuse a composite that speaks of layers or types that the model has not."""
+        self.composite.check_used(scratch.get("met", Met()))
+
     def _chosen(self, situation: Situation) -> Rule | None:
         """Return the rule of a call of products, quotients, normalisations and sums; None where it is none of these."""
         name, call = situation.call.name, situation.call
@@ -122,9 +126,12 @@ class Relevance(RuleSet):
             count = len(factors)
             half = tuple(1.0 / count if place in factors else 1.0 for place in call.places)
             return self._epsilon(self.composite.otherwise, shares=half)
-        number = situation.scratch["products"] = situation.scratch.get("products", 0) + 1
+        met: Met = situation.scratch.setdefault("met", Met(first=situation.whole))
         kind = next((kind for kind, names in KINDS.items() if call.name in names), "")
-        assigned = self.composite.assigned(kind, call.name, situation.module, first=number == 1 and situation.whole)
+        assigned = self.composite.assigned(kind, call.name, situation.module, met=met)
+        met.first = False
+        if assigned.rule == "zbox":
+            _check_bounds(call, assigned)
         situation.scratch[id(call)] = call, assigned
         return self._assigned(assigned)
 
@@ -148,6 +155,26 @@ class Relevance(RuleSet):
         if assigned.rule in ("epsilon", "pass") or (folded := product.normalised(situation.call)) is None:
             return None
         return attrs.evolve(self._assigned(assigned), fused=Fused(folded))
+
+
+def _check_bounds(call: Call, assigned: Assigned) -> None:
+    """Refuse a box that does not hold the input of the product.
+
+    Raises:
+        ArgumentError: a bound does not broadcast over it, or it lies outside.
+    """
+    (x,) = (tensor for place, tensor in flat(call.arguments, call.keywords) if place in call.places)
+    slack = 1e-5 * x.detach().abs().amax()
+    for name, side in (("low", 1), ("high", -1)):
+        bound = torch.as_tensor(assigned.setting(name), dtype=x.dtype, device=x.device)
+        try:
+            room = (side * (x.detach() - bound.expand_as(x))).amin()
+        except RuntimeError as error:
+            came = f"shape {tuple(bound.shape)} came"
+            raise ArgumentError(name, came, f"a number, or what broadcasts over {tuple(x.shape)}") from error
+        if float(room) < -float(slack):
+            came = f"x lies outside of it by {-float(room):.3g}"
+            raise ArgumentError(name, came, "a bound of all that the model can be given, after its preprocessing")
 
 
 @functools.lru_cache(maxsize=256)
