@@ -21,7 +21,7 @@ import axplain
 OUTPUT: Final = cat.HERE / "output" / "propagation.png"
 
 #: black and white, as the network sees them
-RANGE: Final[dict[str, Any]] = {"low": -127 / 128, "high": 1.0}
+RANGE: Final[dict[str, Any]] = {"low": -1.01, "high": 1.01}  # resizing overshoots black and white a little
 
 LEGEND: Final = """\
 rows      pictures that went forward and backward through the model

@@ -24,7 +24,7 @@ COMPOSITES: Final = (
     "epsilon_alpha2_beta1_flat",
 )  # fmt: skip
 #: black and white, as the network sees them
-RANGE: Final[dict[str, Any]] = {"low": -127 / 128, "high": 1.0}
+RANGE: Final[dict[str, Any]] = {"low": -1.01, "high": 1.01}  # resizing overshoots black and white a little
 #: the largest gap, as a fraction of F(x)
 WITHIN: Final = {torch.float32: 1e-5, torch.float64: 1e-10}
 
