@@ -17,6 +17,7 @@ from axplain.arguments import resolve_arguments
 from axplain.discovery import catalog
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.groups import Groups, resolve_groups
+from axplain.hidden import refuse_hidden_code
 from axplain.model import Model
 from axplain.parameters import Call, settle, settle_values, sized
 from axplain.problem import Problem, References
@@ -85,6 +86,7 @@ def question(
     Raises:
         ArgumentError: an argument cannot be used; the message names it.
         UnknownMethod: the method, noise mode, baseline or modality is not installed.
+        UncoveredOperation: a layer is asked for, or chosen, of a model that is compiled, scripted or run by threads.
     """
     call = settle_call(method, noise, parameters)
     spec = call.innermost.spec
@@ -188,6 +190,7 @@ def _check_at_seat(layer: Any, spec: Spec) -> None:
 def _layers(layer: Any, model: Model, feature_mask: Any, baselines: Any, spec: Spec) -> Layers:
     """Find the layers, and keep what waits for their shapes."""
     given = baselines.value if isinstance(baselines, AtSeat) else None
+    refuse_hidden_code(model, "What runs around a layer must be seen.")
     if layer is None:
         return Layers((), False, feature_mask, given)
     if isinstance(layer, list | tuple) and spec.mirrors is not True:

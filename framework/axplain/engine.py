@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from axplain.errors import UncoveredOperation, UnsupportedModel, log
+from axplain.errors import AxplainError, UncoveredOperation, UnsupportedModel, log
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount, finite_values
 from axplain.problem import Problem
@@ -274,6 +274,8 @@ class Engine:
     def _pass(self, problem: Problem, rows: Tensors, index: Tensor) -> Any:
         try:
             return problem.model(rows, problem.arguments.rows(index))
+        except AxplainError:  # what looks on at a layer refuses what it sees: no failure of the model
+            raise
         except Exception as error:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in problem.inputs)
             error.add_note(

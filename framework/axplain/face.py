@@ -25,8 +25,8 @@ from axplain.engine import Engine
 from axplain.errors import ArgumentError, PluginError, UnsupportedModel, log, warn
 from axplain.explanation import Explanation
 from axplain.guard import occupied, plain_mode, untouched, warn_in_training
+from axplain.hidden import refuse_hidden_code
 from axplain.problem import Problem
-from axplain.propagation.passes import refuse_hidden_code
 from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry

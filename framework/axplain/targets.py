@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten  # containers, and the outputs of Hugging Face models
 
 from axplain.errors import ArgumentError, UnsupportedModel
+from axplain.hidden import refuse_hidden_code
 from axplain.model import Model, output_tensor
-from axplain.seats.sites import Seat, Site, hooked, resolve_site
+from axplain.seats.sites import Seat, Site, hooked, never_reached, resolve_site
 
 
 class Target(Protocol):
@@ -281,7 +282,7 @@ class NeuronTarget(_Same):
         """Return one value per row."""
         seen = self._seen
         self.check_calls(len(seen))
-        output = rows_of(seen[0], len(index))
+        output = self.rows_first(seen[0], len(index))
         if callable(self.index):
             return CallableTarget(self.index).select(output, index)
         picked = self.pick(output)
@@ -289,11 +290,25 @@ class NeuronTarget(_Same):
 
     def check_calls(self, count: int) -> None:
         """Refuse a layer that did not run exactly once in a pass."""
+        if not count:
+            raise never_reached(self.site, self.argument)
         if count != 1:
             raise UnsupportedModel(
                 f"{self.argument}: {self.site} ran {count} times in one forward pass; a neuron's layer runs exactly "
                 "once. Choose a layer that does, or one call of it: axplain.seat(layer, call=0)."
             )
+
+    def rows_first(self, value: Tensor, rows: int) -> Tensor:
+        """Return the layer's value if it has one row per input row.
+
+        Raises:
+            ArgumentError: it has not, as a layer that puts a sequence or heads before the rows.
+        """
+        if value.ndim == 0 or len(value) != rows:
+            cure = "Choose a layer before or behind the step that moves the rows; layer= takes them on any axis."
+            came = f"{self.site} holds {tuple(value.shape)} for {rows} rows"
+            raise ArgumentError(self.argument, came, f"a layer with {rows} as its first dimension", cure)
+        return value
 
     def pick(self, output: Tensor) -> Tensor:
         """Return the unit, or the units, of each row: an index that is no callable."""
@@ -367,6 +382,7 @@ def resolve_neuron(unit: Neuron, model: Model, argument: str = "target") -> Neur
 
     Raises:
         ArgumentError: the model has no such layer.
+        UncoveredOperation: what runs it is compiled, scripted or a thread, so that it is not seen.
     """
     wanted = unit.index if isinstance(unit.index, tuple) else (unit.index,)
     known = all(isinstance(item, numbers.Integral | slice) and not isinstance(item, bool) for item in wanted)
@@ -378,4 +394,6 @@ def resolve_neuron(unit: Neuron, model: Model, argument: str = "target") -> Neur
         raise ArgumentError(
             argument, "a neuron came and the model is a plain callable", "a torch.nn.Module as the model"
         )
-    return NeuronTarget(resolve_site(unit.layer, module, argument), unit.index, argument)
+    site = resolve_site(unit.layer, module, argument)
+    refuse_hidden_code(model, f"The layer of {argument}= must be seen.", around=site.layer)
+    return NeuronTarget(site, unit.index, argument)

@@ -379,7 +379,6 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "a detached input": ({"model": lambda x: NET(x.detach()), "method": "saliency"}, "model: .*differentiably"),
     "no graph": ({"model": without_graph}, "model: .*differentiably"),
     "a layer that runs twice": ({"model": Silent(), "target": axplain.neuron("twice", 1)}, "'twice' ran 2 times"),
-    "a layer that never runs": ({"model": Silent(), "target": axplain.neuron("never", 1)}, "'never' ran 0 times"),
 }
 
 
@@ -388,6 +387,35 @@ def test_a_model_that_cannot_be_explained_is_refused_with_the_reason(name: str) 
     given, pattern = MODELS[name]
     with pytest.raises(axplain.UnsupportedModel, match=f"(?s){pattern}"):
         ask(**{"batch_size": 64} | given)
+
+
+def test_a_neuron_of_a_layer_or_call_that_never_runs_is_refused_as_a_layer_is() -> None:
+    for layer, words in (
+        ("never", "layer 'never' is"),
+        (axplain.seat("twice", call=2), r"layer 'twice' \(call 2\) is"),
+    ):
+        with pytest.raises(axplain.ArgumentError, match=f"^target: {words} never reached for this x; expected a layer"):
+            ask(model=Silent(), target=axplain.neuron(layer, 1), method="saliency")
+
+
+def test_a_neuron_of_a_layer_with_its_rows_elsewhere_is_refused_with_the_layer() -> None:
+    class Turned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn, self.back = torch.nn.Tanh(), torch.nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.back(self.turn(x.T).T)  # type: ignore[no-any-return]
+
+    x = torch.linspace(-1, 1, 12).view(3, 4)
+    for method, argument in (("saliency", "target"), ("neuron_conductance", "neuron")):
+        given: dict[str, Any] = {"target": 1} | {argument: axplain.neuron("turn", 1)}
+        with pytest.raises(
+            axplain.ArgumentError, match=rf"^{argument}: layer 'turn' holds \(4, \d+\) for \d+ rows.*layer= takes"
+        ):
+            axplain.explain(Turned(), x, method, **given)
+        given[argument] = axplain.neuron("back", 1)
+        assert axplain.explain(Turned(), x, method, **given).attributions.shape == x.shape
 
 
 def test_a_layer_that_returns_more_than_a_tensor_is_read_as_an_output() -> None:

@@ -109,27 +109,6 @@ class RulePass:
             )
 
 
-def refuse_hidden_code(model: Model, why: str = "A rule set must see each operation.") -> None:
-    """Refuse models whose operations a function mode cannot see; `why` says what needs to see them.
-
-    Raises:
-        UncoveredOperation: the model is scripted, compiled or spread over devices by threads.
-    """
-    hidden: dict[type, str] = {
-        torch.jit.ScriptModule: "scripted: explain the module that was scripted",
-        torch.jit.ScriptFunction: "scripted: explain the function that was scripted",
-        torch.nn.DataParallel: "run by threads: explain model.module",
-    }
-    parts = dict(model.module.named_modules()) if model.module is not None else {"": model.function}
-    for name, part in parts.items():
-        where = f"module {name!r} is " if name else "it is "
-        for kind, cure in hidden.items():
-            if isinstance(part, kind):
-                raise UncoveredOperation(f"model: {where}{cure}. {why}")
-        if hasattr(part, "_orig_mod") or hasattr(part, "_torchdynamo_orig_callable"):
-            raise UncoveredOperation(f"model: {where}compiled: explain the module before torch.compile. {why}")
-
-
 def record(problem: Problem, rows: Rows, rules: RuleSet, notes: set[str], run: Run, *, paired: bool) -> Tape:
     """Run references and return their tape, with the target's values, or with the output where they are chosen later.
 

@@ -22,7 +22,7 @@ from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.seats.seating import Seating, Slot
 from axplain.seats.sites import hooked
 from axplain.structure import Tensors, map_tensors
-from axplain.targets import NeuronTarget, rows_of
+from axplain.targets import NeuronTarget
 
 #: rows, and what to look at them with, inside of what the target itself looks with -> the target's value at them
 Pass = Callable[[Tensors, AbstractContextManager[None]], Tensor]
@@ -124,7 +124,7 @@ class ThroughNeuron(Reading):
         layer = self.neuron.site
 
         def meet(site: int, call: int, leaves: list[Any]) -> list[Any]:
-            before = rows_of(self.neuron.value_in(leaves), len(x[0]))
+            before = self.neuron.rows_first(self.neuron.value_in(leaves), len(x[0]))
             leaf = before.detach().clone().requires_grad_()
             met.append((before, leaf))
             place = next(i for i, item in enumerate(leaves) if item is before)

@@ -121,7 +121,9 @@ def find_layer(given: Any, model: torch.nn.Module, argument: str) -> tuple[str, 
     layers = dict(model.named_modules())
     if isinstance(given, str):
         if not given or given not in layers:
-            raise ArgumentError(argument, f"layer {given!r} came", f"one of {', '.join(filter(None, layers))}")
+            cure = "Names with _orig_mod in them are torch.compile's: explain the module before it."
+            cure = cure if any("_orig_mod" in name.split(".") for name in layers) else ""
+            raise ArgumentError(argument, f"layer {given!r} came", f"one of {', '.join(filter(None, layers))}", cure)
         return given, layers[given]
     if not isinstance(given, torch.nn.Module):
         raise ArgumentError(
@@ -133,6 +135,13 @@ def find_layer(given: Any, model: torch.nn.Module, argument: str) -> tuple[str, 
             argument, f"a {type(given).__name__} came that is no part of the model", "one of its modules"
         )
     return name or "(the model)", given
+
+
+def never_reached(site: Site, argument: str) -> ArgumentError:
+    """Return the refusal of a layer, or a call of one, that a pass does not run."""
+    which = f" (call {site.call})" if site.call is not None else ""
+    cure = "Torch uses some layers by their weights alone, as attention does its out_proj: take the one around it."
+    return ArgumentError(argument, f"{site}{which} is never reached for this x", "a layer that runs", cure)
 
 
 @contextmanager

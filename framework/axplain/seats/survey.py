@@ -13,7 +13,7 @@ from axplain.memory import remembered
 from axplain.problem import Arguments, Problem
 from axplain.propagation.operations import differentiable
 from axplain.seats.seating import Slot, Survey, in_words
-from axplain.seats.sites import Site, hooked
+from axplain.seats.sites import Site, hooked, never_reached
 from axplain.seats.trace import ROWS, Trace, Tracing
 from axplain.structure import Tensors, map_tensors
 from axplain.targets import CallableTarget, NeuronTarget, NoTarget
@@ -76,9 +76,7 @@ def _traced(
         value = problem.target.select(raw, index)
     missing = [site for i, site in enumerate(sites) if not any(place[0] == i for place in met)]
     if missing:
-        which = f" (call {missing[0].call})" if missing[0].call is not None else ""
-        cure = "Torch uses some layers by their weights alone, as attention does its out_proj: take the one around it."
-        raise ArgumentError("layer", f"{missing[0]}{which} is never reached for this x", "a layer that runs", cure)
+        raise never_reached(missing[0], "layer")
     if rows == ROWS[0]:
         _check_handed_on(problem, sites, (x, index), states, value)
     if not tracing.seated(value) and not isinstance(problem.target, NoTarget):

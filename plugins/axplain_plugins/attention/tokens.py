@@ -12,8 +12,8 @@ from torch.utils.checkpoint import CheckpointError
 from axplain import ArgumentError
 from axplain.engine import Engine, Need
 from axplain.errors import UncoveredOperation, UnsupportedModel
+from axplain.hidden import refuse_hidden_code
 from axplain.problem import Problem
-from axplain.propagation.passes import refuse_hidden_code
 from axplain.protocols import Outcome
 from axplain.seats.reading import Pass, Reading
 from axplain.structure import Tensors, map_tensors

@@ -10,9 +10,9 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.composition import run_method
 from axplain.engine import Engine
+from axplain.hidden import refuse_hidden_code
 from axplain.parameters import settle
 from axplain.problem import Problem
-from axplain.propagation.passes import refuse_hidden_code
 from axplain.protocols import Outcome, Settings
 from axplain.structure import map_tensors
 from axplain_plugins.cam.upsampling import check_size, stretched

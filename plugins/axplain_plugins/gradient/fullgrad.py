@@ -14,8 +14,8 @@ from torch.nn import functional
 from axplain import ArgumentError, hookimpl
 from axplain.engine import Engine
 from axplain.errors import UncoveredOperation, UnsupportedModel
+from axplain.hidden import refuse_hidden_code
 from axplain.problem import Problem
-from axplain.propagation.passes import refuse_hidden_code
 from axplain.protocols import Outcome, Settings
 from axplain.seats.reading import Pass, Read, Reading
 from axplain.structure import Tensors, accumulator, total

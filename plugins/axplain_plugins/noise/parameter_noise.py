@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from axplain import ArgumentError, hookimpl
+from axplain.hidden import refuse_hidden_code
 from axplain.model import Model
 from axplain.problem import Problem
-from axplain.propagation.passes import refuse_hidden_code
 from axplain.protocols import Points
 from axplain.randomness import Key
 
