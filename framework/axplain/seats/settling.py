@@ -13,6 +13,7 @@ from axplain.seats.choosing import last_convolution
 from axplain.seats.seating import Seating, structure_at
 from axplain.seats.survey import survey
 from axplain.seats.tail import resolved_at
+from axplain.specs import Spec
 from axplain.structure import Tensors
 from axplain.targets import PredictedTarget
 
@@ -31,7 +32,7 @@ def seated(asked: Question) -> Question:
     target = asked.target or PredictedTarget(torch.zeros(problem.batch, dtype=torch.long, device="cpu"))
     spec = asked.call.innermost.spec
     sites = request.sites or (last_convolution(problem, spec.name),)
-    found = survey(attrs.evolve(problem, target=target), sites)
+    found = survey(attrs.evolve(problem, target=target), sites, replaced=not _only_read(spec))
     structure = structure_at(sites, found.slots, several=request.several)
     seating = Seating(sites, structure, found, request.baselines, spec.baseline, spec.name)
     like = _like(seating, problem.batch, problem.device)
@@ -44,6 +45,12 @@ def seated(asked: Question) -> Question:
     problem = attrs.evolve(problem, groups=groups, seating=seating)
     structure = asked.structure if spec.mirrors == "input" else structure
     return attrs.evolve(asked, call=call, problem=problem, structure=structure)
+
+
+def _only_read(spec: Spec) -> bool:
+    """Whether a method asks what its layers hold, and nothing of what is made of it."""
+    composition = spec.composition
+    return composition is not None and composition.evaluation.kind == "activation" and not spec.requires.target
 
 
 def shaped(asked: Question) -> Problem:

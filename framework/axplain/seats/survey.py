@@ -19,20 +19,22 @@ from axplain.structure import Tensors, map_tensors
 from axplain.targets import CallableTarget, NeuronTarget, NoTarget
 
 
-def survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
+def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) -> Survey:
     """Find the slots of some sites, once for each model, shape of input and layer of a target's neurons.
+
+    `replaced`: whether the method puts other values there. Where it only reads them, one may be computed from another.
 
     Raises:
         ArgumentError: a layer is never reached, runs after the target, or holds nothing that can be explained.
     """
     if any(isinstance(part, CallableTarget) for part in problem.target.parts):
-        return _survey(problem, sites)  # no key would tell what else another function reads
+        return _survey(problem, sites, replaced)  # no key would tell what else another function reads
     shapes = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in problem.inputs)
     watched = tuple(part.site for part in problem.target.parts if isinstance(part, NeuronTarget))
     aimless = isinstance(problem.target, NoTarget)
     # any index of an output is told by any other
-    key = ("seat", sites, shapes, _kinds(problem.arguments), watched, aimless)
-    found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites))
+    key = ("seat", sites, shapes, _kinds(problem.arguments), watched, aimless, replaced)
+    found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites, replaced))
     return found
 
 
@@ -45,17 +47,17 @@ def _kinds(arguments: Arguments) -> tuple[Any, ...]:
     )
 
 
-def _survey(problem: Problem, sites: tuple[Site, ...]) -> Survey:
+def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey:
     with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
-        (one, first, bypassed), (two, second, _) = (_traced(problem, sites, rows) for rows in ROWS)
+        (one, first, bypassed), (two, second, _) = (_traced(problem, sites, rows, replaced) for rows in ROWS)
     if first.keys() != second.keys():
         raise ArgumentError("layer", f"{in_words(sites)} runs for some rows and not for others", "one that always runs")
     slots = tuple(_slot(sites[place[0]], place, tensor, second[place]) for place, tensor in first.items())
-    return Survey(slots, Trace.of(one, two), bypassed, one.switches)
+    return Survey(slots, Trace.of(one, two) if replaced else None, bypassed, one.switches)
 
 
 def _traced(
-    problem: Problem, sites: tuple[Site, ...], rows: int
+    problem: Problem, sites: tuple[Site, ...], rows: int, replaced: bool
 ) -> tuple[Tracing, dict[tuple[int, int, int], Tensor], bool]:
     """Run the first example, several times in one batch; return the trace, what was met, and whether x goes around."""
     index = torch.zeros(rows, dtype=torch.long, device=problem.device)
@@ -63,10 +65,12 @@ def _traced(
     arguments = problem.arguments.rows(index)
     tracing, met, states = Tracing(x, (index, arguments)), {}, RandomStates.capture(problem.device)
 
-    def see(site: int, call: int, leaves: list[Any]) -> list[Any]:
+    def see(site: int, call: int, leaves: list[Any]) -> list[Any] | None:
         with tracing.aside():  # a copy: what a layer hands through may be used elsewhere, too
             found = {place: leaf.clone() for place, leaf in _explained(sites[site], call, leaves, tracing).items()}
         met.update({(site, call, place): tensor for place, tensor in found.items()})
+        if not replaced:
+            return None
         tracing.reach(tuple(found.values()))
         return [found.get(place, leaf) for place, leaf in enumerate(leaves)]
 
