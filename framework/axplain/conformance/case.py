@@ -19,9 +19,10 @@ from axplain.face import estimate
 from axplain.problem import References
 from axplain.randomness import Key
 from axplain.references import Distribution, distribution, resolve_references
+from axplain.seats.sites import Seat
 from axplain.specs import Claim
 from axplain.structure import Structure, Tensors, map_tensors, structure_of, total
-from axplain.targets import neuron
+from axplain.targets import Neuron, neuron
 
 Form = Literal["zeros", "number", "one", "each", "set"]
 #: an argument of `Case.explain` that was not given
@@ -150,8 +151,8 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 class Case:
     """A method asked about a model at an input: everything a check may use.
 
-    `extra`: further arguments of `explain`. `recipe`: what `network`, which the model is or is a
-    function of, was made from; None for a user's own.
+    `extra`: further arguments of `explain`. `network`: the module that the model is or is a function of. `recipe`: what
+    it was made from; None for a user's own.
     """
 
     subject: Subject
@@ -183,6 +184,13 @@ class Case:
         return self.structure.unpack(self.x)
 
     @property
+    def numeric(self) -> Tensors:
+        """The inputs, for checks that calculate with them."""
+        if not all(tensor.is_floating_point() for tensor in self.inputs):
+            raise NotApplicable("x holds whole numbers, such as token ids, which cannot be scaled, moved or added")
+        return self.inputs
+
+    @property
     def module(self) -> nn.Module:
         """The model, for checks that ask more of it than to be called."""
         if not isinstance(self.model, nn.Module):
@@ -191,7 +199,7 @@ class Case:
 
     @property
     def made(self) -> nn.Module:
-        """The network that the kit made, also where the case asks about a function of it."""
+        """The network that the kit made, or the user's own, also where the case asks about a function of it."""
         return self.network if self.network is not None else self.module
 
     def with_parameters(self, **parameters: Any) -> Case:
@@ -210,10 +218,13 @@ class Case:
             raise NotApplicable(f"it takes no {', '.join(sorted(lacking))}")
         arguments = {name: value for name, value in arguments.items() if name not in self.subject.lacks}
         model, x = self.model if model is None else model, self.x if x is KEEP else x
-        if self.recipe is not None and self.subject.needs_module:
-            model = model if isinstance(model, nn.Module) else Holding(model, self.made)
+        if self.network is not None and (self.subject.needs_module or "layer" in arguments):
+            model = model if isinstance(model, nn.Module) else Holding(model, self.network)
         if self.recipe is not None and self.subject.needs_layer:
             arguments = self._at_layer(model) | arguments
+        elif self.recipe is None and self.network is not None and isinstance(model, nn.Module):
+            mine = {"layer", "target", *self.subject.neurons}
+            arguments = {n: self._placed(value, model) if n in mine else value for n, value in arguments.items()}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             answer = self.subject.explain(model, x, self.subject.spec, **arguments)
@@ -238,6 +249,20 @@ class Case:
         rows = [torch.zeros(1, *shape, dtype=torch.float64) for shape in self.recipe.shapes]
         unit = (0,) * (self.held_at(*rows).ndim - 1)
         return dict.fromkeys(self.subject.neurons, neuron(layer, unit))
+
+    def _placed(self, value: Any, model: nn.Module) -> Any:
+        """Return the user's layer as it is where a model has it as a part, and by its name in a copy."""
+        if isinstance(value, Neuron | Seat):
+            return attrs.evolve(value, layer=self._placed(value.layer, model))
+        if isinstance(value, list | tuple):
+            return type(value)(self._placed(each, model) for each in value)
+        if not isinstance(value, str | nn.Module):
+            return value
+        layers = dict(self.made.named_modules())
+        own = layers.get(value) if isinstance(value, str) else value
+        name = next((name for name, part in layers.items() if part is own), "")
+        held = own is not None and any(part is own for part in model.modules())
+        return own if held else name or value
 
     def held_at(self, *inputs: Tensor) -> Tensor:
         """Return what the layer of the case holds at some rows."""
@@ -278,9 +303,13 @@ class Case:
         absent = self.absent if absent is None else absent
         is_set = len(absent[0]) > 1 or self.subject.baseline == "reference_set"
         plain = attrs.evolve(
-            self, x=inputs, extra={}, target=None, baselines=distribution(absent) if is_set else absent
+            self, x=inputs, extra=self._layer_alone, target=None, baselines=distribution(absent) if is_set else absent
         )
         return plain.attributions(function, **more)
+
+    @property
+    def _layer_alone(self) -> dict[str, Any]:
+        return {name: value for name, value in self.extra.items() if name == "layer"}
 
     def output(self, *inputs: Tensor) -> Any:
         """Return what the model says at some rows, with the further arguments of the case."""
@@ -305,7 +334,7 @@ class Case:
             x=x,
             target=_row(self.target, i, batch),
             baselines=self.baselines if is_set else _row(self.baselines, i, batch),
-            extra={name: _row(value, i, batch) for name, value in self.extra.items()},
+            extra={name: _row(value, i, batch) for name, value in self.extra.items()} | self._layer_alone,
             seed=self.seed + i,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from axplain.conformance.case import Axiom, Case, NotApplicable, Violation
 from axplain.conformance.claims import Pair
@@ -57,8 +57,12 @@ def own_case(subject: Subject, model: Callable[..., Any], x: Any, given: Mapping
     if structure_of(x) is None:
         raise ArgumentError("x", f"{type(x).__name__} came", "a tensor, a tuple of tensors or a dict of them")
     rest = {name: value for name, value in given.items() if name not in ("target", "baselines")}
-    case = Case(subject, None, model, x, target=given.get("target"), baselines=given.get("baselines"), extra=rest)
-    case = attrs.evolve(case, target=_settled(case)) if case.target is None else case
+    case = Case(
+        subject, None, model, x, target=given.get("target"), baselines=given.get("baselines"), extra=rest,
+        network=model if isinstance(model, nn.Module) else None,
+    )  # fmt: skip
+    aims = subject.call.innermost.spec.requires.target
+    case = attrs.evolve(case, target=_settled(case)) if aims and case.target is None else case
     case.explain()  # what is wrong with the question itself is raised once, and no fault of the method
     return case
 
@@ -82,6 +86,8 @@ def _ask(pair: Pair, axiom: Axiom, subject: Subject, asked: Case, tally: Tally) 
         raise NotApplicable("it is asked of models that the kit makes")
     if claim is not None and claim.kind == "inherited":
         raise NotApplicable("it is inherited: check the method inside")
+    if claim is not None and "layer" in asked.extra and not subject.needs_layer:
+        raise NotApplicable("it is claimed of attributions of the input: ask it without layer=")
     if claim is not None and claim.model_class is not None:
         raise NotApplicable(f"it is claimed for {claim.model_class.replace('_', ' ')} models only")
     for name, least in (claim.n_at_least if claim else {}).items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from axplain import hookimpl
 from axplain.conformance.case import Axiom, Case, Gap, NotApplicable, Violation
-from axplain.structure import map_tensors
+from axplain.structure import map_tensors, structure_of
 
 #: between two inputs of which the attributions of a float64 call differ by their slope, not by rounding
 STEP: Final = 1e-6
@@ -20,14 +20,21 @@ STEP: Final = 1e-6
 def check_mirror(case: Case) -> None:
     """Attributions have the structure, shape and device of the input, and are finite; nobody else's memory."""
     answer = case.explain().attributions
-    if type(answer) is not type(case.x):
-        raise Violation(f"x is a {type(case.x).__name__} and the attributions are a {type(answer).__name__}")
-    tensors = case.structure.unpack(answer)
-    if len(tensors) != len(case.inputs):
-        raise Violation(f"{len(tensors)} attributions came for {len(case.inputs)} inputs")
     spec = case.subject.call.innermost.spec
     at_layer = spec.seats == ("layer",) and spec.mirrors != "input" and case.recipe is not None
-    for got, x in zip(tensors, (case.held_at(*case.inputs),) if at_layer else case.inputs, strict=True):
+    if "layer" in case.extra and spec.mirrors is True:
+        expected: Any = _held(case)
+    else:
+        expected = case.held_at(*case.inputs) if at_layer else case.x
+    if type(answer) is not type(expected):
+        what = "x" if expected is case.x else "what the layer holds"
+        raise Violation(f"{what} is a {type(expected).__name__} and the attributions are a {type(answer).__name__}")
+    structure = structure_of(expected)
+    assert structure is not None, "it is x, or a tensor"
+    tensors, mirrored = structure.unpack(answer), structure.unpack(expected)
+    if len(tensors) != len(mirrored):
+        raise Violation(f"{len(tensors)} attributions came for {len(mirrored)} inputs")
+    for got, x in zip(tensors, mirrored, strict=True):
         free = not spec.mirrors and got.ndim > 1 and len(got) == len(x)  # a number for each place or token
         if not (free or got.shape == x.shape) or got.device != x.device:
             raise Violation(
@@ -39,11 +46,28 @@ def check_mirror(case: Case) -> None:
             raise Violation("the attributions are the memory of the input")
 
 
+def _held(case: Case) -> Tensor:
+    """Return what the user's layer holds."""
+    layer, found = case.extra["layer"], []
+    layer = case.made.get_submodule(layer) if isinstance(layer, str) else layer
+    if not isinstance(layer, nn.Module):
+        raise NotApplicable("the kit reads the output of one layer, no seats or lists")
+    with layer.register_forward_hook(lambda _, __, output: found.append(output)), torch.no_grad():
+        case.output(*case.inputs)
+    if len(found) != 1 or not isinstance(found[0], Tensor) or len(found[0]) != len(case.inputs[0]):
+        raise NotApplicable("the kit reads layers that run once and return one tensor with the examples first")
+    return found[0]
+
+
 def check_detached(case: Case) -> None:
     """Attributions carry no graph, whatever the input does."""
-    inputs = map_tensors(lambda tensor: tensor.detach().clone().requires_grad_(), case.inputs)
+    inputs = map_tensors(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), case.inputs)
     for x in (case.x, case.structure.pack(inputs)):
-        for got in case.structure.unpack(case.explain(x=x).attributions):
+        answer = case.explain(x=x).attributions
+        structure = structure_of(answer)
+        if structure is None:
+            raise Violation(f"the attributions are a {type(answer).__name__}")
+        for got in structure.unpack(answer):
             if got.requires_grad or got.grad_fn is not None:
                 raise Violation("the attributions carry a graph: .numpy() fails, and the model stays in memory")
 

@@ -18,7 +18,7 @@ NOTICEABLE: Final = 1e-3
 
 def check_sensitivity(case: Case) -> Gap:
     """Where x and x' differ in one feature and F differs, that feature's attribution is not zero."""
-    first = case.inputs[0]
+    first = case.numeric[0]
     place = case.whole(first[0].numel())
     moved = first.flatten(1).clone()
     moved[:, place] += 1.0 + case.numbers(1).abs() * 2  # beyond where gradients saturate, at the far end

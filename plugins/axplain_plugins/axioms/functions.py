@@ -19,7 +19,7 @@ MIX: Final = (2.0, -0.7)
 def check_linearity(case: Case) -> Gap:
     """phi(a F + b G) = a phi(F) + b phi(G), with one seed."""
     a, b = MIX
-    width = sum(tensor[0].numel() for tensor in case.inputs)
+    width = sum(tensor[0].numel() for tensor in case.numeric)
     direction = case.numbers(width) / width**0.5
 
     def other(*inputs: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def check_affine_scale(case: Case) -> Gap:
     def scaled(*inputs: Tensor) -> Tensor:
         return case.value(*(SCALE * x for x in inputs))
 
-    small = case.attributions_of(scaled, _divided(case.inputs), _divided(case.absent))
+    small = case.attributions_of(scaled, _divided(case.numeric), _divided(case.absent))
     return Gap.between(small, case.attributions_of(case.value), "attributions in other units of the input")
 
 
@@ -64,7 +64,7 @@ def _divided(tensors: Tensors) -> Tensors:
 
 def check_shift(case: Case) -> Gap:
     """phi(F(. + s), x - s, x' - s) = phi(F, x, x')."""
-    steps = tuple(case.numbers(*tensor.shape[1:]) for tensor in case.inputs)
+    steps = tuple(case.numbers(*tensor.shape[1:]) for tensor in case.numeric)
 
     def shifted(*inputs: Tensor) -> Tensor:
         return case.value(*map_tensors(torch.add, inputs, steps))
