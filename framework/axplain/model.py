@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 import attrs
 import torch
 from torch import Tensor
 
-from axplain.errors import UnsupportedModel
+from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.structure import Structure, Tensors, all_finite
+
+#: How torch words that two tensors of an operation have different types.
+_OF_TYPES: Final = re.compile(r"dtype|scalar type|data ?type|type \(.*\) and .*type \(.*\) should be the same")
+_CASTS: Final = {
+    torch.float16: "half()",
+    torch.bfloat16: "bfloat16()",
+    torch.float32: "float()",
+    torch.float64: "double()",
+}
 
 
 @attrs.define
@@ -42,9 +53,44 @@ class Model:
     def __call__(self, inputs: Tensors, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
         """Return the raw output at some rows."""
         positional, keyword = arguments
-        if self.structure.kind == "dict":
-            return self.function(*positional, **self.structure.pack(inputs), **keyword)
-        return self.function(*inputs, *positional, **keyword)
+        with self.telling_types(inputs):
+            if self.structure.kind == "dict":
+                return self.function(*positional, **self.structure.pack(inputs), **keyword)
+            return self.function(*inputs, *positional, **keyword)
+
+    @contextmanager
+    def telling_types(self, inputs: Tensors) -> Iterator[None]:
+        """Say which of x and the model has which floating type, where a pass fails for having two.
+
+        Nothing is refused beforehand: models that cast by themselves, or under autocast, take any.
+
+        Raises:
+            ArgumentError: torch says that types differ, and those of an input and of all parameters do.
+        """
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, ArgumentError) or not _OF_TYPES.search(str(error)):
+                raise
+            parameters = self.module.parameters() if self.module else ()
+            types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+            labelled = zip(self.structure.labels("x"), inputs, strict=False)
+            other = next(((name, x.dtype) for name, x in labelled if x.is_floating_point() and {x.dtype} != types), None)
+            if len(types) != 1 or other is None:
+                raise
+            raise _of_another_type(*other, types.pop(), error) from error
+
+
+def _of_another_type(name: str, came: torch.dtype, wanted: torch.dtype, error: Exception) -> ArgumentError:
+    first, plain = str(error).partition("\n")[0].rstrip("."), str(came).removeprefix("torch.")
+    ways = [f"{name}.{_CASTS[wanted]}"] if wanted in _CASTS else []
+    ways += [f"model.{_CASTS[came]}"] if came in _CASTS else []
+    return ArgumentError(
+        name,
+        f"{plain} came, and the model failed: {first}",
+        f"{str(wanted).removeprefix('torch.')}, the type of the model's parameters",
+        f"Pass {', or use '.join(ways)}." if ways else "",
+    )
 
 
 def output_tensor(raw: Any) -> Tensor:

@@ -433,6 +433,86 @@ def test_errors_of_the_model_itself_come_through_unchanged() -> None:
         ask(x=X[:, :3])
 
 
+class Casting(nn.Module):
+    """Brings its input into its own type; then fails in words of its own, where it shall."""
+
+    def __init__(self, ill: str = "") -> None:
+        super().__init__()
+        self.layer, self.ill = nn.Linear(4, 3), ill
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.ill:
+            raise RuntimeError(self.ill)
+        return self.layer(x.to(self.layer.weight.dtype))
+
+
+class Weighing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("ij,jk->ik", x, self.weights)
+
+
+class Sequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x[:, None])[0][:, -1]
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "shapley_value_sampling", "deeplift", "layer_activation"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(4, 3)),
+        nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 1, 2), nn.Flatten()),
+        nn.Sequential(nn.LayerNorm(4)),
+        nn.Sequential(nn.BatchNorm1d(4)),
+        nn.Sequential(Weighing()),
+        nn.Sequential(Sequences()),
+    ],
+    ids=["linear", "convolution", "layer_norm", "batch_norm", "matmul", "lstm"],
+)
+def test_two_floating_types_where_a_pass_fails_of_them_are_said(model: nn.Module, method: str) -> None:
+    layer = {"layer": "0"} if method == "layer_activation" else {}
+    target = {} if layer else {"target": 0}
+    model = model.float().eval()
+    with pytest.raises(axplain.ArgumentError, match="^x: float64 came.* expected float32, the type of the") as told:
+        axplain.explain(model, X, method, **layer, **target)
+    assert "Pass x.float(), or use model.double()." in str(told.value)
+    assert isinstance(told.value.__cause__, RuntimeError | ValueError)
+    with pytest.raises(axplain.ArgumentError, match=r"^x: float32 came.* Pass x\.double\(\), or use model\.float\(\)"):
+        axplain.explain(model.double(), X.float(), method, **layer, **target)
+
+
+def test_of_several_inputs_the_one_of_another_type_is_named() -> None:
+    model = nn.Bilinear(4, 4, 3)
+    with pytest.raises(axplain.ArgumentError, match=r"^x\[1\]: float64 came"):
+        axplain.explain(model, (X.float(), X), target=0)
+
+
+def test_noisy_parameters_tell_two_floating_types_too() -> None:
+    with pytest.raises(axplain.ArgumentError, match="^x: float64 came"):
+        axplain.explain(nn.Sequential(nn.Linear(4, 3)), X, "saliency", noise="noisegrad", target=0)
+
+
+def test_models_that_bring_inputs_into_their_type_take_any() -> None:
+    found = axplain.explain(Casting(), X, "saliency", target=0)
+    assert found.attributions.dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert axplain.explain(nn.Linear(4, 3), X.float().bfloat16(), "saliency", target=0).attributions.any()
+
+
+@pytest.mark.parametrize(("ill", "x"), [("expected scalar type Double", X.float()), ("the model is ill", X)])
+def test_other_faults_of_a_model_are_not_laid_to_floating_types(ill: str, x: Tensor) -> None:
+    with pytest.raises(RuntimeError, match=ill):
+        axplain.explain(Casting(ill), x, "saliency", target=0)
+
+
 def test_files_that_are_no_explanations_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"no safetensors at all")

@@ -98,3 +98,22 @@ def test_loading_every_plugin_is_what_the_doctor_does_only_when_asked(tmp_path: 
     assert done.returncode == 0, done.stderr
     _, loaded = json.loads(done.stdout.splitlines()[-1])
     assert {"torch", "axplain_plugins.path.straight_path"} <= set(loaded)
+
+
+@pytest.mark.parametrize(("method", "seat"), [("layer_conductance", '"0"'), ("fullgrad", "None")])
+def test_forward_derivatives_say_nothing_of_torchs_own_code(method: str, seat: str, tmp_path: Path) -> None:
+    """Torch deprecates what it uses itself when the first dual number of a process is made."""
+    code = f"""
+import warnings
+import torch, axplain
+model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+axplain.explain(model.eval(), torch.ones(1, 1, 4, 4), "{method}", layer={seat}, target=0)
+try:
+    warnings.warn("of somebody else: torch.jit", DeprecationWarning)
+except DeprecationWarning:
+    print("still heard")
+"""
+    strict = [sys.executable, "-W", "error::DeprecationWarning", "-c", code]
+    done = subprocess.run(strict, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "still heard\n"

@@ -7,6 +7,7 @@ taken behind the layer only: what runs before it keeps no graph.
 from __future__ import annotations
 
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -108,7 +109,7 @@ class Gradient(Reading):
         if self.tangents is None:
             yield map_tensors(Tensor.clone, x)
             return
-        with forward_derivatives(), forward_ad.dual_level():
+        with forward_derivatives(), dual_level():
             yield map_tensors(_dual, x, self.tangents)
 
 
@@ -216,6 +217,35 @@ def forward_derivatives() -> Iterator[None]:
         ) from error
     finally:
         _unfused.leave()
+
+
+@contextmanager
+def dual_level() -> Iterator[None]:
+    """Enter a level of dual numbers; the first time, silent about what torch says of its own code as it is loaded."""
+    _dual_numbers.prepare()
+    with forward_ad.dual_level():
+        yield
+
+
+@attrs.define(eq=False)
+class _DualNumbers:
+    """Makes torch load its forward derivatives, once in a process: filters of warnings belong to all threads."""
+
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+    _ready: bool = False
+
+    def prepare(self) -> None:
+        """Make the first dual number, which loads them."""
+        with self._lock:
+            if self._ready:
+                return
+            with warnings.catch_warnings(), forward_ad.dual_level():
+                warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit")
+                forward_ad.make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))  # type: ignore[no-untyped-call]
+            self._ready = True
+
+
+_dual_numbers = _DualNumbers()
 
 
 @attrs.define(eq=False)

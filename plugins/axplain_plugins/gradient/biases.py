@@ -32,6 +32,7 @@ from axplain.propagation.operations import (
     replaced,
     tensors_in,
 )
+from axplain.seats.reading import dual_level
 from axplain.structure import Tensors
 
 #: Linear names that take numbers, or tensors that do not depend on x, as what they add or put in.
@@ -113,7 +114,7 @@ class SeeingBiases(TorchFunctionMode):
     ) -> Tensors:
         """Return `y - J z` for each floating result, from one forward derivative along z itself."""
         smooth = [(place, tensor.detach().clone()) for place, tensor in found if differentiable(tensor)]
-        with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), forward_ad.dual_level():
+        with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), dual_level():
             duals = [forward_ad.make_dual(tensor, tensor.clone()) for _, tensor in smooth]  # type: ignore[no-untyped-call]
             positional, named = replaced(args, kwargs, tuple(place for place, _ in smooth), duals)
             if writes and not self.marks.of(args[0]):

@@ -81,8 +81,11 @@ class NoisyModel(Model):
         assert module is not None, "checked by the plan"
         positional, keyword = arguments
         if self.structure.kind == "dict":
-            return functional_call(module, dict(self.weights), positional, {**self.structure.pack(inputs), **keyword})
-        return functional_call(module, dict(self.weights), (*inputs, *positional), keyword)
+            keyword = {**self.structure.pack(inputs), **keyword}
+        else:
+            positional = (*inputs, *positional)
+        with self.telling_types(inputs):
+            return functional_call(module, dict(self.weights), positional, keyword)
 
 
 @hookimpl
