@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain.errors import ArgumentError
+from axplain.errors import ArgumentError, counted
 from axplain.model import Model
 from axplain.targets import CallableTarget, IndexTarget, Neuron, SeveralTargets, Target, resolve_neuron
 
@@ -83,7 +83,11 @@ def _index(item: Any) -> int:
 
 def _per_example(indices: Tensor, batch: int, given: Any) -> Tensor:
     if len(indices) not in (1, batch):
-        came = f"{len(indices)} targets came for {batch} examples" if len(indices) else f"{given!r} came, 0 targets"
+        came = (
+            f"{counted(len(indices), 'target')} came for {counted(batch, 'example')}"
+            if len(indices)
+            else f"{given!r} came, 0 targets"
+        )
         cure = "One index into several dimensions is a tuple, not a list."
         raise ArgumentError("target", came, "one for each example", cure)
     return indices.reshape(len(indices), -1)

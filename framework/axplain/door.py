@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from axplain.adapters import BatchModel
-from axplain.aims import resolve_target
+from axplain.aims import Several, resolve_target
 from axplain.arguments import resolve_arguments
 from axplain.discovery import catalog
 from axplain.errors import ArgumentError, UnsupportedModel
@@ -140,7 +140,11 @@ def _check_wanted(call: Call, layer: Any, target: Any, baselines: Any, feature_m
     if layer is None and spec.seats == ("layer",) and spec.requires.layer != "spatial":
         raise ArgumentError("layer", "nothing came", f"a layer: {spec.name} attributes to what one holds")
     if target is not None and not spec.requires.target:
-        raise ArgumentError("target", f"{target!r} came", f"nothing: {spec.name} explains no target", "Leave it out.")
+        several = isinstance(target, Several)
+        name, came, cure = "target", target, "Leave it out."
+        if several:
+            name, came, cure = "targets", target.targets, "Call axplain.explain without a target."
+        raise ArgumentError(name, f"{came!r} came", f"nothing: {spec.name} explains no target", cure)
     if isinstance(baselines, AtSeat):
         _check_at_seat(layer, spec)
     if feature_mask is not None and spec.requires.features != "grouped":

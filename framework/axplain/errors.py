@@ -78,6 +78,11 @@ def warn(message: str) -> None:
     warnings.warn(message, AxplainWarning, stacklevel=level)  # skip_file_prefixes needs Python 3.12
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number and its noun: 1 index, 2 indices."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """Return the known names that look like `name`, as a phrase; empty where none does."""
     return " or ".join(repr(match) for match in difflib.get_close_matches(name, list(known), n=3, cutoff=0.6))

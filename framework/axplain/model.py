@@ -75,7 +75,9 @@ class Model:
             parameters = self.module.parameters() if self.module else ()
             types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
             labelled = zip(self.structure.labels("x"), inputs, strict=False)
-            other = next(((name, x.dtype) for name, x in labelled if x.is_floating_point() and {x.dtype} != types), None)
+            other = next(
+                ((name, x.dtype) for name, x in labelled if x.is_floating_point() and {x.dtype} != types), None
+            )
             if len(types) != 1 or other is None:
                 raise
             raise _of_another_type(*other, types.pop(), error) from error

@@ -73,7 +73,7 @@ def settle_values(spec: Spec, given: Mapping[str, Any], label: str = "{}") -> di
         raise ArgumentError(
             label.format(unknown[0]),
             f"{spec.name} has no such parameter",
-            f"one of {', '.join(sorted(spec.parameters)) or 'none: it has no parameters'}",
+            f"one of {', '.join(sorted(spec.parameters))}" if spec.parameters else "none: it has no parameters",
             f"Did you mean {near}?" if near else "",
         )
     values: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def _check_bounds(spec: Spec, values: Mapping[str, Any], label: str, sizes: Mapp
                     or (item >= limit if low else item <= limit)
                 ):
                     continue
-                expected = f"{_expected(parameter)} of at {'least' if low else 'most'} {limit:g}"
+                expected = _expected(parameter, f" of at {'least' if low else 'most'} {limit:g}")
                 raise ArgumentError(label.format(name), f"{item!r} came", expected, parameter.doc)
 
 
@@ -243,10 +243,10 @@ _NOUNS = {
 }
 
 
-def _expected(parameter: Parameter) -> str:
+def _expected(parameter: Parameter, bound: str = "") -> str:
     if parameter.type == "choice":
         return f"one of {', '.join(parameter.choices)}"
-    noun = _NOUNS.get(parameter.type, f"a {parameter.type}")
+    noun = _NOUNS.get(parameter.type, f"a {parameter.type}") + bound
     return f"{noun}, or one for each input" if parameter.per_input else noun
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten  # containers, and the outputs of Hugging Face models
 
-from axplain.errors import ArgumentError, UnsupportedModel
+from axplain.errors import ArgumentError, UnsupportedModel, counted
 from axplain.hidden import refuse_hidden_code
 from axplain.model import Model, output_tensor
 from axplain.seats.sites import Seat, Site, hooked, never_reached, resolve_site
@@ -158,7 +158,7 @@ class IndexTarget(_Same):
         if depth != len(shape):
             raise ArgumentError(
                 "target",
-                f"{depth} indices came and the model returns {tuple(shape)} per example",
+                f"{counted(depth, 'index', 'indices')} came and the model returns {tuple(shape)} per example",
                 f"{len(shape)}, one for each dimension after the batch",
                 ("Leave target out.", "Give one index: target=3.")[len(shape)] if len(shape) < 2 else "Give a tuple.",
             )
@@ -318,7 +318,7 @@ class NeuronTarget(_Same):
             raise ArgumentError(
                 self.argument,
                 f"neuron index {self.index!r} came and layer {self.site.name!r} {verb} {tuple(output.shape)}",
-                f"{output.ndim - 1} indices, one for each dimension after the batch",
+                f"{counted(output.ndim - 1, 'index', 'indices')}, one for each dimension after the batch",
             )
         inside = f"indices inside {tuple(output.shape[1:])}, the {self.site.of} of layer {self.site.name!r}"
         try:
@@ -331,7 +331,7 @@ class NeuronTarget(_Same):
 
     def describe(self) -> Any:
         """Return the target as JSON can hold it."""
-        site, index = self.site, "callable" if callable(self.index) else self.index
+        site, index = self.site, "callable" if callable(self.index) else _index_text(self.index)
         words = [site.name, "input" if site.of == "input" else "", "" if site.call is None else f"call {site.call}"]
         words.append("" if site.item is None else f"item {site.item}")
         return f"neuron {' '.join(filter(None, words))}[{index}]"
@@ -356,9 +356,21 @@ class NeuronTarget(_Same):
             return output_tensor(leaves[0] if leaves else None)
         item = self.site.item or 0
         if item >= len(tensors):
-            came = f"item={item} came and {self.site} has {len(tensors)} tensors"
+            came = f"item={item} came and {self.site} has {counted(len(tensors), 'tensor')}"
             raise ArgumentError(self.argument, came, f"an item below {len(tensors)}")
         return tensors[item]
+
+
+def _index_text(index: int | tuple[int | slice, ...]) -> str:
+    """Return an index as Python writes it between brackets."""
+    if not isinstance(index, tuple):
+        return str(index)
+    return ", ".join(str(item) if not isinstance(item, slice) else _slice_text(item) for item in index)
+
+
+def _slice_text(given: slice) -> str:
+    ends = ["" if end is None else str(end) for end in (given.start, given.stop, given.step)]
+    return ":".join(ends if given.step is not None else ends[:2])
 
 
 def rows_of(output: Tensor, rows: int) -> Tensor:

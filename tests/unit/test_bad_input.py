@@ -293,8 +293,8 @@ LATE_TARGETS: dict[str, tuple[dict[str, Any], str, str]] = {
     "below": ({"target": -4}, "-4 came", "inside (3,)"),
     "one of them": ({"target": [0, 1, 2, 7, 1]}, "7 came for example 3", "inside (3,)"),
     "too deep": ({"target": (0, 1)}, "2 indices came and the model returns (3,) per example", "1, one for each"),
-    "too shallow": ({"model": nn.Unflatten(1, (2, 2))}, "1 indices came and the model returns (2, 2)", "2, one for"),
-    "none needed": ({"model": lambda x: x.sum(1)}, "1 indices came and the model returns ()", "0, one for each"),
+    "too shallow": ({"model": nn.Unflatten(1, (2, 2))}, "1 index came and the model returns (2, 2)", "2, one for"),
+    "none needed": ({"model": lambda x: x.sum(1)}, "1 index came and the model returns ()", "0, one for each"),
     "missing": (
         {"model": nn.Unflatten(1, (2, 2)), "target": None},
         "None came and the model returns (2, 2) per example",
@@ -443,7 +443,8 @@ class Casting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.ill:
             raise RuntimeError(self.ill)
-        return self.layer(x.to(self.layer.weight.dtype))
+        told: Tensor = self.layer(x.to(self.layer.weight.dtype))
+        return told
 
 
 class Weighing(nn.Module):
@@ -461,7 +462,8 @@ class Sequences(nn.Module):
         self.inner = nn.LSTM(4, 3, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x[:, None])[0][:, -1]
+        told: Tensor = self.inner(x[:, None])[0]
+        return told[:, -1]
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "shapley_value_sampling", "deeplift", "layer_activation"])
@@ -478,15 +480,14 @@ class Sequences(nn.Module):
     ids=["linear", "convolution", "layer_norm", "batch_norm", "matmul", "lstm"],
 )
 def test_two_floating_types_where_a_pass_fails_of_them_are_said(model: nn.Module, method: str) -> None:
-    layer = {"layer": "0"} if method == "layer_activation" else {}
-    target = {} if layer else {"target": 0}
+    how: dict[str, Any] = {"layer": "0"} if method == "layer_activation" else {"target": 0}
     model = model.float().eval()
-    with pytest.raises(axplain.ArgumentError, match="^x: float64 came.* expected float32, the type of the") as told:
-        axplain.explain(model, X, method, **layer, **target)
+    with pytest.raises(axplain.ArgumentError, match=r"^x: float64 came.* expected float32, the type of the") as told:
+        axplain.explain(model, X, method, **how)
     assert "Pass x.float(), or use model.double()." in str(told.value)
     assert isinstance(told.value.__cause__, RuntimeError | ValueError)
     with pytest.raises(axplain.ArgumentError, match=r"^x: float32 came.* Pass x\.double\(\), or use model\.float\(\)"):
-        axplain.explain(model.double(), X.float(), method, **layer, **target)
+        axplain.explain(model.double(), X.float(), method, **how)
 
 
 def test_of_several_inputs_the_one_of_another_type_is_named() -> None:
@@ -496,7 +497,7 @@ def test_of_several_inputs_the_one_of_another_type_is_named() -> None:
 
 
 def test_noisy_parameters_tell_two_floating_types_too() -> None:
-    with pytest.raises(axplain.ArgumentError, match="^x: float64 came"):
+    with pytest.raises(axplain.ArgumentError, match=r"^x: float64 came"):
         axplain.explain(nn.Sequential(nn.Linear(4, 3)), X, "saliency", noise="noisegrad", target=0)
 
 
@@ -535,3 +536,26 @@ def test_a_distribution_that_is_missing_is_said_with_what_is_used() -> None:
     with pytest.warns(axplain.AxplainWarning, match="gradient_shap.*distribution.*zeros.*baselines="):
         answer = ask(method="gradient_shap", baselines=None)
     assert torch.equal(answer.attributions, ask(method="gradient_shap", baselines=0.0).attributions)
+
+
+def told(call: Callable[[], Any]) -> str:
+    """Return what the refusal of a call says."""
+    with pytest.raises(axplain.ArgumentError) as error:
+        call()
+    return str(error.value)
+
+
+def test_refusals_are_sentences() -> None:
+    images = torch.zeros(1, 1, 4, 4)
+    assert "expected none: it has no parameters." in told(lambda: axplain.explain(NET, images, "fullgrad", steps=3))
+    assert "expected a finite number of at least 0, or one for each input." in told(
+        lambda: axplain.explain(NET, X, "saliency", noise={"mode": "smoothgrad", "stdev": -1.0}, target=0)
+    )
+    assert "expected 1 index, one for each" in told(lambda: axplain.explain(NET, X, target=axplain.neuron("0", (1, 1))))
+    assert "has 1 tensor;" in told(lambda: axplain.explain(NET, X, layer=axplain.seat("0", item=1), target=0))
+    assert "2 targets came for 1 example;" in told(lambda: axplain.explain(NET, X[:1], target=[0, 1]))
+
+
+def test_several_targets_of_a_method_without_one_are_called_so() -> None:
+    text = told(lambda: axplain.explain_targets(NET, X, "layer_activation", targets=[0, 1], layer="0"))
+    assert text.startswith("targets: (0, 1) came; expected nothing: layer_activation explains no target.")

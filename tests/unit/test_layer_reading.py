@@ -317,7 +317,7 @@ HEAD = axplain.neuron("head", 0)
         ("neuron_conductance", {}, "neuron: nothing came"),
         ("neuron_conductance", {"neuron": 3}, "neuron: 3 .*axplain.neuron"),
         ("neuron_conductance", {"neuron": axplain.neuron("head", 6)}, r"neuron: neuron index 6 .*inside \(6,\)"),
-        ("neuron_conductance", {"neuron": axplain.neuron("head", (1, 1))}, "neuron: neuron index .*expected 1 indices"),
+        ("neuron_conductance", {"neuron": axplain.neuron("head", (1, 1))}, "neuron: neuron index .*expected 1 index,"),
         ("neuron_conductance", {"neuron": axplain.neuron("head", (slice(4, 4),))}, "neuron: neuron index"),
         ("neuron_conductance", {"neuron": axplain.neuron("head", lambda h: h[:, 0])}, "neuron: a callable came"),
         ("neuron_conductance", {"neuron": axplain.neuron("nose", 0)}, "neuron: layer 'nose' came"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from axplain.explanation import Explanation, Feature
 
 SHOWN_EXAMPLES = 5
+NO_TARGET = "none"  # what an explanation says where its method explains none
 
 
 class Program(click.Group):
@@ -209,7 +210,8 @@ def _output(context: click.Context, option: click.Parameter, path: Path | None) 
 @click.option(
     "--target",
     metavar="T",
-    help="3 for all examples; 3,1,2 one for each; '(3,7)' a tuple; PKG.MOD:FUNCTION of the output.  "
+    help="3 for all examples; 3,1,2 one for each; '(3,7)' a tuple; LAYER:7,2,2 a neuron; PKG.MOD:FUNCTION of the "
+    "output.  "
     "[default: the predicted class]",
 )
 @click.option(
@@ -222,7 +224,8 @@ def _output(context: click.Context, option: click.Parameter, path: Path | None) 
     "pairs",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A parameter of METHOD, as `axplain show METHOD` lists them. inner.NAME=VALUE reaches the method inside; "
+    help="A parameter of METHOD, as `axplain show METHOD` lists them: a tensor is a file, values are a number or a "
+    "file, a callable is PKG.MOD:NAME, a neuron is LAYER:7,2,2. inner.NAME=VALUE reaches the method inside; "
     "noise.NAME, baselines.NAME and modality.NAME reach those.",
 )
 @click.option("--layer", multiple=True, metavar="NAME", help="Explain what a layer returns; several are one seat.")
@@ -273,7 +276,7 @@ def explain(method: str, top: int, output: Path | None, only_cost: bool, **optio
             return
         explanation = axplain.explain(**call, progress=sys.stderr.isatty())
     _print_explanation(explanation, options)
-    _print_features(explanation, columns_of_x, top)
+    _print_features(explanation, columns_of_x, top, _innermost(method, call))
     if output is not None:
         _save(explanation, output)
         click.echo(f"\nsaved {output}")
@@ -297,6 +300,8 @@ def _print_explanation(explanation: Explanation, options: Mapping[str, Any]) -> 
     method = " of ".join([explanation.method, *inner])
     click.echo(f"{heading(method)}: {batch} example{'s' * (batch > 1)} of {shapes}")
     _fact("target", _target_text(explanation.target, predicted=options["target"] is None))
+    if explanation.provenance.get("layer"):
+        _fact("layer", _layer_text(explanation))
     if not explanation.residuals:
         _fact("residual", "not checked" if options["no_verify"] else "none claimed")
     for name, values in explanation.residuals.items():
@@ -315,6 +320,8 @@ def _print_explanation(explanation: Explanation, options: Mapping[str, Any]) -> 
 def _target_text(target: Any, *, predicted: bool) -> str:
     if target is None:
         return "the output itself"
+    if target == NO_TARGET:
+        return "none: the method explains no target"
     targets = target if isinstance(target, list) else [target]
     shown = ", ".join(map(_index, targets[:10])) + (", ..." if len(targets) > 10 else "")
     return f"{shown} (predicted)" if predicted else shown
@@ -324,32 +331,60 @@ def _index(target: Any) -> str:
     return f"({', '.join(map(str, target))})" if isinstance(target, list) else str(target)
 
 
-def _print_features(explanation: Explanation, names: tuple[str, ...], top: int) -> None:
+def _innermost(method: str, call: Mapping[str, Any]) -> Spec:
+    """Return the spec of the method inside all others, which says what attributions mirror."""
+    spec = find_spec(method)
+    inner = next((name for name, parameter in spec.parameters.items() if parameter.type == "method"), None)
+    if inner is None:
+        return spec
+    given = call.get(inner, spec.parameters[inner].default)
+    values = given if isinstance(given, Mapping) else {"use": given}
+    return _innermost(values["use"], values)
+
+
+def _print_features(explanation: Explanation, names: tuple[str, ...], top: int, spec: Spec) -> None:
     """Print the strongest features of the first examples, with a bar that is full for the strongest of its example."""
     batch = len(explanation.tensors[0])
     shown = min(batch, SHOWN_EXAMPLES) if top else 0
     rows = [["feature", "attribution", ""]]
+    labels = dict(zip(explanation.structure.labels("x"), _labels(explanation, spec), strict=True))
     for example in range(shown):
         features = explanation.top(top, example)
         largest = max(abs(feature.value) for feature in features) or 1.0
         for feature in features:
             bar = "#" * round(20 * abs(feature.value) / largest)
-            rows.append([_feature_name(feature, names), _with_error(explanation, feature), bar])
+            rows.append([_feature_name(feature, labels[feature.input], names), _with_error(explanation, feature), bar])
     header, *lines = columns(rows, UNLIMITED, indent=2)  # one table, so that the examples line up
     for example in range(shown):
         mine = slice(example * len(lines) // shown, (example + 1) * len(lines) // shown)
         target = explanation.target[example] if isinstance(explanation.target, list) else explanation.target
-        about = "" if target is None else f", target {_index(target)}"
+        about = "" if target in (None, NO_TARGET) else f", target {_index(target)}"
         click.echo("\n".join(["", heading(f"example {example}{about}"), header, *lines[mine]]))
     if top and batch > shown:
         click.echo(f"\n{batch - shown} more examples: --output FILE keeps them all.")
 
 
-def _feature_name(feature: Feature, names: tuple[str, ...]) -> str:
-    """Return the column that a file's header names, or where the feature lies: `[3, 1]` behind the input's label."""
+def _labels(explanation: Explanation, spec: Spec) -> tuple[str, ...]:
+    """Return what each tensor of the attributions lies on: the input, what a layer holds, or a map made from it."""
+    if not explanation.provenance.get("layer") or spec.mirrors == "input":
+        return explanation.structure.labels("x")
+    if not spec.mirrors:
+        return explanation.structure.labels("map")
+    if explanation.structure.kind == "dict":
+        return explanation.structure.names
+    return explanation.structure.labels(_layer_text(explanation))
+
+
+def _layer_text(explanation: Explanation) -> str:
+    """Return the names of the layers that were explained."""
+    return re.sub(r"layer '([^']*)'", r"\1", str(explanation.provenance["layer"]))
+
+
+def _feature_name(feature: Feature, label: str, names: tuple[str, ...]) -> str:
+    """Return the column that a file's header names, or where the feature lies: `[3, 1]` behind the label."""
     if names and len(feature.index) == 1:
         return names[feature.index[0]]
-    return f"{feature.input}{list(feature.index) or ''}"
+    return f"{label}{list(feature.index) or ''}"
 
 
 def _with_error(explanation: Explanation, feature: Feature) -> str:

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import io
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from axplain.errors import ArgumentError, near_names
 from axplain.parameters import find_spec
 from axplain.reader import RESERVED
 from axplain.specs import Parameter, Spec
+from axplain.targets import Neuron, neuron
 
 IMPORTABLE = "The current directory is importable."
 
@@ -244,7 +246,7 @@ _TEXT: dict[str, Callable[[Path], Any]] = {".csv": _csv, ".txt": _txt}
 
 
 def parse_target(text: str) -> Any:
-    """Return a target: 3, one index per example (3,1,2), an index tuple ((3,7)), or what pkg.mod:name names.
+    """Return a target: 3, one index per example (3,1,2), an index tuple ((3,7)), a neuron, or what pkg.mod:name names.
 
     Raises:
         ArgumentError: it is none of these.
@@ -254,13 +256,33 @@ def parse_target(text: str) -> Any:
     try:
         indices = [int(part) for part in plain.strip("()").strip(", ").split(",")]
     except ValueError:
+        unit = parse_neuron(plain)
+        if unit is not None:
+            return unit
         if ":" in plain:
             return load_object(plain, "--target")
-        expected = "an index (3), one per example (3,1,2), an index tuple ('(3,7)') or pkg.mod:function"
+        expected = (
+            "an index (3), one per example (3,1,2), an index tuple ('(3,7)'), a neuron (features.3:7,2,2) or "
+            "pkg.mod:function"
+        )
         raise ArgumentError("--target", f"{text!r} came", expected) from None
     if is_tuple:
         return tuple(indices)
     return indices if "," in plain else indices[0]
+
+
+def parse_neuron(text: str) -> Neuron | None:
+    """Return the neuron that `features.3:7,2,2` means, a layer and an index into it; None where a text means none.
+
+    A `:` in the index stands for all of that dimension. No name of Python begins with a digit, so pkg.mod:name differs.
+    """
+    parts = _NEURON.fullmatch(text.strip())
+    if parts is None:
+        return None
+    return neuron(parts[1], tuple(slice(None) if part == ":" else int(part) for part in parts[2].split(",")))
+
+
+_NEURON = re.compile(r"([^:]+):((?:-?\d+|:)(?:,(?:-?\d+|:))*)")
 
 
 class Settings:
@@ -332,10 +354,19 @@ def parse(text: str, parameter: Parameter, option: str) -> Any:
             return text if number is None else number
         case "bool":
             return _SWITCHES.get(text.lower(), text)
+        case "values":
+            number = _number(text)
+            named = Path(text).suffix.lower() in _READERS | _TEXT
+            return number if number is not None else _read(Path(text), option)[0] if named else text
         case "tensor":
             return _read(Path(text), option)[0]
         case "callable":
             return load_object(text, option)
+        case "neuron":
+            unit = parse_neuron(text)
+            if unit is None:
+                raise ArgumentError(option, f"{text!r} came", "layer:index, such as features.3:7,2,2", parameter.doc)
+            return unit
         case _:
             return text
 

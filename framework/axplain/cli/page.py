@@ -246,19 +246,52 @@ def _source(spec: Spec) -> Iterator[tuple[str, str]]:
 
 
 def _usage(spec: Spec) -> Iterator[tuple[str, str]]:
-    """Show one call, with the first parameter that has a value to show."""
+    """Show one call that runs: all that must be given, else the first parameter that has a value to show."""
     if spec.kind not in EXPLAINS:
         return
-    name, default = next(((n, p.default) for n, p in spec.parameters.items() if _has_example(p)), ("", None))
-    argument = f", {name}={json.dumps(default)}" if isinstance(default, str) else f", {name}={default}" if name else ""
-    option = f" -p {name}={value_text(default)}" if name else ""
-    yield "Python", f'axplain.explain(model, x, "{spec.name}"{argument})'
-    yield "shell", f"axplain explain {spec.name} --model pkg.mod:factory --input x.npy{option}"
+    needed = [(name, parameter) for name, parameter in spec.parameters.items() if parameter.required]
+    shown = needed or [(name, parameter) for name, parameter in spec.parameters.items() if _has_example(parameter)][:1]
+    examples = [(name, *_example(parameter)) for name, parameter in shown]
+    arguments = "".join(f", {name}={python}" for name, python, _ in examples)
+    options = "".join(f" -p {name}={text}" for name, _, text in examples)
+    if spec.seats == ("layer",) and spec.requires.layer == "any":
+        arguments, options = f', layer="{_LAYER}"{arguments}', f" --layer {_LAYER}{options}"
+    yield "Python", f'axplain.explain(model, x, "{spec.name}"{arguments})'
+    yield "shell", f"axplain explain {spec.name} --model pkg.mod:factory --input x.npy{options}"
+
+
+_LAYER: Final = "features.3"
+#: Values of types that have no default to show: in Python, and on a command line.
+_EXAMPLES: Final = {
+    "int": ("1", "1"),
+    "float": ("1.0", "1.0"),
+    "bool": ("True", "true"),
+    "text": ('"text"', "text"),
+    "shape": ("8", "8"),
+    "values": ("1.0", "1.0"),
+    "tensor": ("tensor", "tensor.npy"),
+    "callable": ("function", "pkg.mod:function"),
+    "neuron": (f'axplain.neuron("{_LAYER}", (7, 2, 2))', f"{_LAYER}:7,2,2"),
+    "table": ('"table.toml"', "table.toml"),
+    "method": ('"name"', "name"),
+}
 
 
 def _has_example(parameter: Parameter) -> bool:
     """Whether the default can be written in a call: arithmetic over the features cannot."""
     return parameter.default is not None and not parameter.by_features
+
+
+def _example(parameter: Parameter) -> tuple[str, str]:
+    """Return a value as Python writes it, and as a command line does."""
+    value = parameter.default
+    if value is None and parameter.type == "choice":
+        value = parameter.choices[0]
+    if value is None and parameter.min is not None and not isinstance(parameter.min, Formula):
+        value = int(parameter.min) if parameter.type == "int" else parameter.min
+    if value is None:
+        return _EXAMPLES[parameter.type]
+    return json.dumps(value) if isinstance(value, str) else str(value), value_text(value)
 
 
 def value_text(value: Any) -> str:

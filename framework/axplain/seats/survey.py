@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axplain.errors import ArgumentError
+from axplain.errors import ArgumentError, counted
 from axplain.guard import RandomStates, occupied, untouched
 from axplain.memory import remembered
 from axplain.problem import Arguments, Problem
@@ -119,7 +119,7 @@ def _explained(site: Site, call: int, leaves: list[Any], tracing: Tracing) -> di
     tensors = [(place, leaf) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     if site.item is not None:
         if site.item >= len(tensors):
-            came = f"item={site.item} came and {site} has {len(tensors)} tensors"
+            came = f"item={site.item} came and {site} has {counted(len(tensors), 'tensor')}"
             raise ArgumentError("layer", came, f"an item below {len(tensors)}")
         tensors = [tensors[site.item]]
     if any(tracing.seated(leaf) for _, leaf in tensors):

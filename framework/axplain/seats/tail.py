@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from axplain.engine import Engine
-from axplain.errors import ArgumentError, UnsupportedModel
+from axplain.errors import ArgumentError, UnsupportedModel, counted
 from axplain.model import Model, finite_values
 from axplain.problem import Arguments, Problem, References
 from axplain.randomness import Key
@@ -71,8 +71,8 @@ class TailModel(Model):
             raw = self.whole(given, rest)
         if placed < len(self.seating.slots):
             raise UnsupportedModel(
-                f"layer: {self.seating} was reached {placed} times where {len(self.seating.slots)} were expected: "
-                "which layers run depends on the data. Choose a layer that always runs."
+                f"layer: {self.seating} was reached {counted(placed, 'time')} where {len(self.seating.slots)} were "
+                "expected: which layers run depends on the data. Choose a layer that always runs."
             )
         return raw
 

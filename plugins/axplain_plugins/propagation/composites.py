@@ -162,7 +162,7 @@ def _table(given: Any) -> Mapping[str, Any]:
         return COMPOSITES[given]
     path = Path(str(given))
     if path.suffix != ".toml":
-        expected = f"one of {', '.join(COMPOSITES)}, a table, or the path of a TOML file"
+        expected = f"one of {', '.join(COMPOSITES)}, the path of a TOML file (.toml), or a table of rules"
         raise ArgumentError("composite", f"{given!r} came", expected)
     try:
         return tomllib.loads(path.read_text("utf-8"))
@@ -197,7 +197,7 @@ def _rule(place: str, given: Any, settings: Mapping[str, Any]) -> Assigned:
     missing = [key for key, value in values.items() if value is None]
     if missing:
         if name == "zbox":
-            cure = "They are the least and the largest value that an input can have."
+            cure = "Give low and high, the least and the largest value that an input can have."
             raise ArgumentError(missing[0], "nothing came and the rule zbox needs it", "a number, or a tensor", cure)
         expected = f"a table {{'rule': {name!r}, {', '.join(f'{key!r}: number' for key in missing)}}}"
         raise ArgumentError("composite", f"{place} = {given!r} came", expected)
