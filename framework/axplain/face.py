@@ -90,8 +90,9 @@ def explain(
             {"use": name, ...}; a tuple or dict of these for several inputs; `axplain.distribution(t)` for a set.
         layer: attributions land at what a layer returns, and mirror it, the batch moved to the front: a module of the
             model, its dotted name, or `axplain.seat(layer, of="input", call=0, item=0)`. Several tensors of a layer
-            give a tuple; a list of layers side by side gives a dict by name, and takes `feature_mask` as one. Baselines
-            are given at the input and carried there, or by `axplain.at_seat(...)` as values of the layer.
+            give a tuple; a list of layers side by side gives a dict by name, and takes `feature_mask` as one; methods
+            that only read take any layers. Baselines are given at the input and carried there, or by
+            `axplain.at_seat(...)` as values of the layer.
         feature_mask: whole numbers in the structure of x, (1 or batch, ...) each: elements with one number are one
             feature, also across inputs. For methods that switch features on and off; None: every element is one.
         additional_forward_args: positional arguments after x (before it, where x is a dict), not explained. Tensors
