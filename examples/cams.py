@@ -8,7 +8,6 @@ whose channels see the picture through 7 x 7 places. It writes examples/output/c
 from __future__ import annotations
 
 import os
-import textwrap
 from typing import Final
 
 from examples import cat
@@ -60,21 +59,12 @@ QUERIES: Final = (
 )
 
 
-def ask() -> list[axplain.Explanation]:
-    """Explain the picture in every way of `QUERIES`."""
-    model, answers = cat.load_model(), []
-    for query in QUERIES:
-        print(f"\n{query}\n{textwrap.fill(query.meaning, 100)}", flush=True)
-        answers.append(cat.explain(model, cat.PICTURE, query))
-    return answers
-
-
 def draw(x: Tensor, answers: list[axplain.Explanation], seen: str) -> Figure:
     """Return the picture and the maps, in three rows of four; the last panel says what they show."""
     figure = Figure(figsize=(15, 12.6), dpi=100)
     panels = figure.subplots(3, 4).flatten()
     figure.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.01, wspace=0.03, hspace=0.16)
-    colours = ((x[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0)  # what the network saw, as a picture again
+    colours = cat.colours_of(x)
     panels[0].imshow(colours.numpy(), interpolation="bicubic")
     panels[0].set_title(f"The picture\n{seen}", fontsize=13, linespacing=1.3)
     for panel, query, answer in zip(panels[1:], QUERIES, answers, strict=False):
@@ -98,9 +88,10 @@ def draw(x: Tensor, answers: list[axplain.Explanation], seen: str) -> Figure:
 def main() -> None:
     """Explain the picture ten times, print a table and write the maps."""
     x = cat.preprocess(Image.open(cat.PICTURE).convert("RGB")).unsqueeze(0)
-    first = cat.classify(cat.load_model(), x)
+    model = cat.load_model()
+    first = cat.classify(model, x)
     print("\nWhere is it? Ten maps of one layer:")
-    answers = ask()
+    answers = list(cat.ask(model, QUERIES).values())
     print(f"\nThe layer: {answers[0].provenance['layer']}\n\n{cat.table(answers)}\n\n{LEGEND}")
     OUTPUT.parent.mkdir(exist_ok=True)
     draw(x, answers, first).savefig(OUTPUT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -158,7 +159,7 @@ def draw(x: Tensor, maps: dict[str, Tensor], seen: str) -> Figure:
     figure = Figure(figsize=(16, 3.9), dpi=100)
     panels = figure.subplots(1, 1 + len(maps))
     figure.subplots_adjust(left=0.01, right=0.99, top=0.91, bottom=0.09, wspace=0.03)
-    colours = ((x[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0)  # what the network saw, as a picture again
+    colours = colours_of(x)
     panels[0].imshow(colours.numpy(), interpolation="bicubic")
     for panel, values in zip(panels[1:], maps.values(), strict=True):
         draw_map(panel, values, colours.mean(2))
@@ -174,6 +175,11 @@ def draw(x: Tensor, maps: dict[str, Tensor], seen: str) -> Figure:
     for quarter, (colour, note) in enumerate(notes):
         figure.text(0.01 + 0.247 * quarter, 0.025, note, color=colour, fontsize=12.5)
     return figure
+
+
+def colours_of(x: Tensor) -> Tensor:
+    """Return what the network saw, (1, 3, side, side), as a picture again: (side, side, 3), from 0 to 1."""
+    return ((x[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0)
 
 
 def draw_map(panel: Axes, values: Tensor, grey: Tensor) -> None:
@@ -203,12 +209,12 @@ def classify(model: torch.nn.Module, x: Tensor) -> str:
     return f"{seen[0][0]}, {seen[0][1]:.2f}"
 
 
-def ask(model: torch.nn.Module) -> dict[str, axplain.Explanation]:
-    """Explain the picture in every way of `QUERIES`; each says first what it is about to do."""
+def ask(model: torch.nn.Module, queries: Sequence[Query], progress: bool = False) -> dict[str, axplain.Explanation]:
+    """Explain the picture in every way that is asked; each says first what it is about to do."""
     answers = {}
-    for query in QUERIES:
+    for query in queries:
         print(f"\n{query}\n{textwrap.fill(query.meaning, 100)}", flush=True)  # the progress bar follows, on stderr
-        answers[query.title] = explain(model, PICTURE, query, progress=True)
+        answers[query.title] = explain(model, PICTURE, query, progress)
     return answers
 
 
@@ -218,7 +224,7 @@ def main() -> None:
     x = preprocess(Image.open(PICTURE).convert("RGB")).unsqueeze(0)
     first = classify(model, x)
     print("\nWhy the first one? Four ways to share its logit out among the pixels:")
-    answers = ask(model)
+    answers = ask(model, QUERIES, progress=True)
     print(f"\n{table(list(answers.values()))}\n\n{LEGEND}")
     OUTPUT.parent.mkdir(exist_ok=True)
     draw(x, {title: pixel_map(answer) for title, answer in answers.items()}, first).savefig(OUTPUT)

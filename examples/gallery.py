@@ -102,7 +102,7 @@ def draw(x: Tensor, patches: Tensor, answers: list[axplain.Explanation], seen: s
     figure = Figure(figsize=(15, 8.6), dpi=100)
     panels = figure.subplots(2, 4).flatten()
     figure.subplots_adjust(left=0.01, right=0.99, top=0.925, bottom=0.055, wspace=0.03, hspace=0.17)
-    colours = ((x[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0)  # what the network saw, as a picture again
+    colours = cat.colours_of(x)
     titles = [f"The picture\n{seen}", f"Cut into pieces\n{int(patches.max()) + 1} superpixels"]
     draw_pieces(panels[0], panels[1], colours, patches)
     for panel, query, answer in zip(panels[2:], QUERIES, answers, strict=True):

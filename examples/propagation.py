@@ -8,13 +8,12 @@ It writes examples/output/propagation.png.
 from __future__ import annotations
 
 import os
-import textwrap
 from typing import Any, Final
 
 from examples import cat
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import axplain
 
@@ -71,19 +70,10 @@ QUERIES: Final = (
 )
 
 
-def ask() -> list[axplain.Explanation]:
-    """Explain the picture in every way of `QUERIES`."""
-    model, answers = cat.load_model(), []
-    for query in QUERIES:
-        print(f"\n{query}\n{textwrap.fill(query.meaning, 100)}", flush=True)
-        answers.append(cat.explain(model, cat.PICTURE, query))
-    return answers
-
-
-def absorbed() -> str:
+def absorbed(model: nn.Module) -> str:
     """Say what arrives at the pixels, and what biases and stabilisers keep on the way: together the logit."""
     query = cat.Query("", "lrp", {"composite": "epsilon_gamma_box", "report": True, **RANGE}, "")
-    told = cat.explain(cat.load_model(), cat.PICTURE, query)
+    told = cat.explain(model, cat.PICTURE, query)
     arrived, kept = float(told.attributions.double().sum()), told.notes["absorbed"][0]
     value = arrived + kept - float(told.residuals["conservation"])
     return f"LRP, gamma and box: {arrived:.2f} at the pixels + {kept:.2f} absorbed = {value:.2f}, the logit"
@@ -94,7 +84,7 @@ def draw(x: Tensor, answers: list[axplain.Explanation], seen: str) -> Figure:
     figure = Figure(figsize=(15, 12.1), dpi=100)
     panels = figure.subplots(3, 4).flatten()
     figure.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.01, wspace=0.03, hspace=0.12)
-    colours = ((x[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0)  # what the network saw, as a picture again
+    colours = cat.colours_of(x)
     panels[0].imshow(colours.numpy(), interpolation="bicubic")
     panels[0].set_title("The picture", fontsize=13)
     for panel, query, answer in zip(panels[1:], QUERIES, answers, strict=False):
@@ -120,10 +110,11 @@ def draw(x: Tensor, answers: list[axplain.Explanation], seen: str) -> Figure:
 def main() -> None:
     """Explain the picture ten times, print a table and write the maps."""
     x = cat.preprocess(Image.open(cat.PICTURE).convert("RGB")).unsqueeze(0)
-    first = cat.classify(cat.load_model(), x)
+    model = cat.load_model()
+    first = cat.classify(model, x)
     print("\nWhich pixels made it so? Ten ways back from the class to the pixels:")
-    answers = ask()
-    print(f"\n{cat.table(answers)}\n\n{LEGEND}\n\n{absorbed()}")
+    answers = list(cat.ask(model, QUERIES).values())
+    print(f"\n{cat.table(answers)}\n\n{LEGEND}\n\n{absorbed(model)}")
     OUTPUT.parent.mkdir(exist_ok=True)
     draw(x, answers, first).savefig(OUTPUT)
     print(f"\nThe maps are in {os.path.relpath(OUTPUT)}: red pixels speak for the class, blue ones against it.")

@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as fn
+from tests.contract.accidents import PlannedError, fail, interrupt, spoil
 from torch import Tensor, nn
 
 import axplain
@@ -21,10 +22,6 @@ TARGETED = [name for name in METHODS if axplain.describe(name).requires.target]
 DRAWING = [name for name in METHODS if axplain.describe(name).determinism.kind == "seeded"]
 BATCH, TARGET = 4, [0, 1, 2, 1]
 Make = Callable[..., Any]
-
-
-class PlannedError(Exception):
-    """Raised by the tests, so that no error of the library can be taken for it."""
 
 
 class Pictures(nn.Module):
@@ -203,18 +200,6 @@ class Trap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.model(x)
         return self.act(out) if next(self.passes) == self.at else out
-
-
-def fail(output: Tensor) -> Tensor:
-    raise PlannedError
-
-
-def interrupt(output: Tensor) -> Tensor:
-    raise KeyboardInterrupt
-
-
-def spoil(output: Tensor) -> Tensor:
-    return output * torch.nan
 
 
 def stages(method: str, x: Tensor) -> Iterator[int]:

@@ -9,6 +9,7 @@ import attrs
 import numpy
 import pytest
 import torch
+from tests.contract.accidents import PlannedError, fail, interrupt, spoil
 from torch import Tensor, nn
 
 import axplain
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from tests.contract.conftest import Case
 
 Make = Callable[..., Any]
-
-
-class PlannedError(Exception):
-    """Raised by the tests, so that no error of the library can be taken for it."""
 
 
 @attrs.define(eq=False)
@@ -45,18 +42,6 @@ class Wired(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.wire(self.network(x))
-
-
-def fail(output: Tensor) -> Tensor:
-    raise PlannedError
-
-
-def interrupt(output: Tensor) -> Tensor:
-    raise KeyboardInterrupt
-
-
-def spoil(output: Tensor) -> Tensor:
-    return output * torch.nan
 
 
 def stages(passes: int) -> list[int]:

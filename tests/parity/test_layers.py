@@ -7,8 +7,9 @@ from typing import Any
 import captum.attr as peer
 import pytest
 import torch
+from tests.parity.captum_scene import Network
 from tests.parity.networks import quietly
-from torch import Tensor, nn
+from torch import Tensor
 
 import axplain
 
@@ -17,20 +18,6 @@ TARGET = torch.tensor([0, 2, 1])
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Network(nn.Module):
-    """Every nonlinearity a module of its own, none beside another: what captum's hooks can follow."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.act = nn.Conv2d(1, 3, 3), nn.ReLU()
-        self.mid, self.second = nn.Linear(3 * 16, 6), nn.ReLU()
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(self.second(self.mid(self.act(self.conv(x)).flatten(1))))
-        return out
 
 
 def made() -> Network:
