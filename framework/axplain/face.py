@@ -8,6 +8,7 @@ import math
 import platform
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -341,14 +342,14 @@ def _absorbed_note(engine: Engine) -> dict[str, Any]:
     """Say what operations kept of the relevance: of each example in all, and one by one from the target backwards."""
     if not engine.ledgers:
         return {}
-    examples = sorted({example for example, _ in engine.ledgers})
+    runs = Counter(example for example, _ in engine.ledgers)  # several, where noise was added
+    places = {example: place for place, example in enumerate(sorted(runs))}
     kept: dict[str, list[float]] = {}
     for example, ledger in engine.ledgers:
-        runs = sum(other == example for other, _ in engine.ledgers)  # several, where noise was added
         for name, amount in ledger.kept.items():
-            kept.setdefault(name, [0.0] * len(examples))[examples.index(example)] += amount / runs
+            kept.setdefault(name, [0.0] * len(places))[places[example]] += amount / runs[example]
     shown = {name: amounts for name, amounts in kept.items() if any(amounts)}
-    absorbed = [sum(amounts[place] for amounts in kept.values()) for place in range(len(examples))]
+    absorbed = [sum(amounts[place] for amounts in kept.values()) for place in places.values()]
     return {"absorbed": absorbed, "absorbed by": shown}
 
 

@@ -35,11 +35,11 @@ from axplain.propagation.operations import (
     in_training,
     is_linear,
     is_python,
+    looked_into,
     name_of,
     no_grad,
     replaced,
     tensors_in,
-    transparent,
 )
 from axplain.propagation.rules import (
     CONSTANT,
@@ -101,12 +101,7 @@ class PropagationMode(TorchFunctionMode):
             return self._unknown(met, _IN_TRAINING)
         rule = self.rules.rule(name)
         if is_python(function) and (rule is None or name not in WHOLE) and function not in self._inside:
-            self._inside.append(function)  # Tensor.unflatten calls super().unflatten, which comes back by the same name
-            try:
-                with self:
-                    return transparent(function)(*met.arguments, **met.keywords)
-            finally:
-                self._inside.pop()
+            return looked_into(self, self._inside, function, met.arguments, met.keywords)
         if getattr(function, "__name__", "") == "__set__" and name != "data":  # hooks, requires_grad
             return met.run()
         if name in READS:
@@ -202,8 +197,6 @@ class PropagationMode(TorchFunctionMode):
     def _unknown(self, met: Met, why: str = "it has no rule") -> Any:
         """Refuse an operation, or take its plain gradient where that was asked for."""
         self.uncovered(met.name.name, why)
-        if self.rules.fallback is not None:
-            return self._ruled(met, self.rules.fallback)
         return self._outputs(met, self._linear(met, self._own), "smooth")
 
     def _outputs(self, met: Met, result: Any, mark: Mark) -> Any:
@@ -329,7 +322,7 @@ class PropagationMode(TorchFunctionMode):
                 result, *extras = no_grad(rule.run, plain, *met.arguments, **met.keywords)
             first, *others = tensors_in(result)
             if rule.fused:
-                met = met.replaced_by(rule.fused.call, self.marks)
+                met = met.replaced_by(rule.fused, self.marks)
                 plain = met.function
             seen = tuple(tensor.clone() if tensor is written else tensor for _, tensor, _ in met.found)
             output = self._apply(RuledCall(met, rule, plain, seen, first, tuple(extras)), result_mark(met))

@@ -11,43 +11,38 @@ from typing import Any, Final
 import attrs
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from axplain.structure import Tensors
 
 Place = tuple[Any, ...]
 
-#: Linear in all of their tensors together: sums, and everything that only moves, copies or casts elements.
-LINEAR: Final = frozenset(
-    {
-        *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "T", "mT"),
-        *("swapaxes", "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "expand", "expand_as", "alias"),
-        *("broadcast_to", "contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type", "type_as"),
-        *("cpu", "cuda", "real", "positive", "conj", "resolve_conj", "resolve_neg", "as_strided", "narrow", "select"),
-        *("slice", "getitem", "setitem", "take", "diagonal", "diag", "diag_embed", "tril", "triu", "roll", "flip"),
-        *("fliplr", "flipud", "rot90", "repeat", "repeat_interleave", "tile", "unfold", "unbind", "chunk", "split"),
-        *("split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "cat", "concat", "concatenate", "stack"),
-        *("hstack", "vstack", "dstack", "column_stack", "row_stack", "pixel_shuffle", "pixel_unshuffle"),
-        *("channel_shuffle", "pad", "constant_pad_nd", "im2col", "col2im", "neg", "negative", "add", "sub", "subtract"),
-        *("rsub", "sum", "mean", "cumsum", "diff", "trace", "zero", "copy", "sum_to_size", "masked_select"),
-        *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-        *("adaptive_avg_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "identity"),
-        *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d"),
-        *("broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "block_diag"),
-        *("upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa"),
-        "_upsample_bicubic2d_aa",
-    }
-)
-#: Linear operations whose result may share memory with their argument; every element comes from one of it.
-VIEWS: Final = frozenset(
+_SAME_MEMORY: Final = frozenset(
     {
         *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "T", "mT"),
         *("swapaxes", "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "expand", "expand_as", "alias"),
         *("broadcast_to", "contiguous", "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda"),
         *("real", "positive", "conj", "resolve_conj", "resolve_neg", "as_strided", "narrow", "select", "slice"),
         *("getitem", "diagonal", "unfold", "identity", "sum_to_size"),
-        *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),  # which hand on the tensor itself
     }
 )
+#: Operations whose result may share memory with their argument; every element comes from one of it.
+VIEWS: Final = _SAME_MEMORY | {
+    *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),  # which hand on the tensor itself
+}
+#: Linear in all of their tensors together: sums, and everything that only moves, copies or casts elements.
+LINEAR: Final = _SAME_MEMORY | {
+    *("clone", "setitem", "take", "diag", "diag_embed", "tril", "triu", "roll", "flip", "fliplr", "flipud", "rot90"),
+    *("repeat", "repeat_interleave", "tile", "unbind", "chunk", "split", "split_with_sizes", "tensor_split", "hsplit"),
+    *("vsplit", "dsplit", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"),
+    *("row_stack", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "pad", "constant_pad_nd", "im2col"),
+    *("col2im", "neg", "negative", "add", "sub", "subtract", "rsub", "sum", "mean", "cumsum", "diff", "trace", "zero"),
+    *("copy", "masked_select", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d"),
+    *("adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d"),
+    *("broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "block_diag", "upsample_bilinear2d"),
+    *("upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+}
 #: Name -> the positional and named arguments that choose or place elements; linear where none of these depends on x.
 CHOOSING: Final[Mapping[str, tuple[int | str, ...]]] = types.MappingProxyType(
     {
@@ -97,25 +92,10 @@ STEPS: Final = frozenset({"sign", "sgn", "floor", "ceil", "round", "trunc", "fix
 SELECTIONS: Final = frozenset({"topk", "sort", "msort", "median", "nanmedian", "kthvalue", "mode"})
 #: Operations that give several tensors, or may.
 SEVERAL_RESULTS: Final = SELECTIONS | {
-    *(
-        "unbind",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "hsplit",
-        "vsplit",
-        "dsplit",
-        "broadcast_tensors",
-    ),
-    *("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "max", "min", "max_pool1d_with_indices"),
-    *(
-        "max_pool2d_with_indices",
-        "max_pool3d_with_indices",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-    ),
+    *("unbind", "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "max", "min"),
+    *("broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "max_pool1d_with_indices"),
+    *("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d"),
+    "adaptive_max_pool3d",
 }
 #: Results that take only shape, dtype and device from their argument.
 SHAPED: Final = frozenset(
@@ -256,6 +236,35 @@ def is_python(function: Callable[..., Any]) -> bool:
     return inspect.isfunction(function)
 
 
+def looked_into(
+    mode: TorchFunctionMode,
+    inside: list[Callable[..., Any]],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+) -> Any:
+    """Call a function that torch wrote in Python so that a mode sees the operations inside.
+
+    `inside`: the functions that the mode is in. One that calls its parent's comes back by the same name, as
+    `Tensor.unflatten` does, and is not entered again.
+    """
+    inside.append(function)
+    try:
+        with mode:
+            return transparent(function)(*arguments, **keywords)
+    finally:
+        inside.pop()
+
+
+def argument_of(
+    arguments: tuple[Any, ...], keywords: Mapping[str, Any], position: int, name: str, default: Any = None
+) -> Any:
+    """Return an argument of a call by its position or name."""
+    if name in keywords:
+        return keywords[name]
+    return arguments[position] if len(arguments) > position else default
+
+
 @attrs.frozen(eq=False)
 class Operation:
     """One call of an operation, as a rule sees it.
@@ -296,9 +305,7 @@ class Operation:
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument of the call by its position or name."""
-        if name in self.keywords:
-            return self.keywords[name]
-        return self.arguments[position] if len(self.arguments) > position else default
+        return argument_of(self.arguments, self.keywords, position, name, default)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from axplain.errors import PluginError
-from axplain.propagation.operations import Operation, Place, replaced, split_rows
+from axplain.propagation.operations import Operation, Place, argument_of, replaced, split_rows
 from axplain.propagation.tape import Reader
 
 #: (gradient, the operation on the examples, the one on their references) -> one multiplier per dependent input. The
@@ -34,8 +34,8 @@ class Rule:
     `several`: more than one input may depend on the seat. `linear`: it holds where the operation is linear, too.
     `onward`: what an operation of one element in, one out, hands on of what arrives behind it; nothing else is asked.
     `choose`: returns the rule of one call, if it has one, for sets in which that depends on the call. `around`: the
-    operation keeps its own gradient, between two changes. `fused`: the rule is that of an earlier call and this one
-    together.
+    operation keeps its own gradient, between two changes. `fused`: an earlier call, perhaps with other weights, that
+    the rule takes together with this one: at its own inputs the two give what this one gives.
     """
 
     multipliers: Multipliers = _never
@@ -46,7 +46,7 @@ class Rule:
     onward: Callable[[Tensor], Tensor] | None = None
     choose: Callable[[Situation], Rule | None] | None = None
     around: Around | None = None
-    fused: Fused | None = None
+    fused: Call | None = None
 
 
 @attrs.frozen
@@ -76,16 +76,7 @@ class Call:
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument by its position or name."""
-        if name in self.keywords:
-            return self.keywords[name]
-        return self.arguments[position] if len(self.arguments) > position else default
-
-
-@attrs.frozen(eq=False)
-class Fused:
-    """A call that stands for two: `call` with other weights gives, at its own inputs, what the later one gives."""
-
-    call: Call
+        return argument_of(self.arguments, self.keywords, position, name, default)
 
 
 @attrs.frozen(eq=False)
@@ -128,14 +119,13 @@ class RuleSet(ABC):
     """Backward rules by the name of the operation.
 
     `references`: whether rules compare with the same operation on references. `unknown`: what to do without a rule,
-    refuse or take the plain gradient; or `fallback`, where a set has one. `relevance`: whether what goes back is the
-    target itself, shared out, instead of multipliers; `report`: whether what its operations keep of it is told.
-    `fuses`: whether its rules ask which call gave a tensor.
+    refuse or take the plain gradient. `relevance`: whether what goes back is the target itself, shared out, instead of
+    multipliers; `report`: whether what its operations keep of it is told. `fuses`: whether its rules ask which call
+    gave a tensor.
     """
 
     references: bool = False
     unknown: Literal["refuse", "gradient"] = "refuse"
-    fallback: Rule | None = None
     relevance: bool = False
     report: bool = False
     fuses: bool = False

@@ -6,20 +6,18 @@ taken behind the layer only: what runs before it keeps no graph.
 
 from __future__ import annotations
 
-import threading
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import attrs
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from axplain.errors import ArgumentError, UnsupportedModel
+from axplain.forward_mode import dual_level, lacks_forward_derivative, unfused
 from axplain.seats.seating import Seating, Slot
 from axplain.seats.sites import hooked
 from axplain.structure import Tensors, map_tensors
@@ -204,73 +202,14 @@ def forward_derivatives() -> Iterator[None]:
     Raises:
         UnsupportedModel: an operation has no forward derivative.
     """
-    _unfused.enter()
     try:
-        yield
+        with unfused():
+            yield
     except (NotImplementedError, RuntimeError) as error:
-        if "forward AD" not in str(error) and "forward mode" not in str(error):
+        if not lacks_forward_derivative(error):
             raise
         raise UnsupportedModel(
             "model: an operation before the layer has no forward derivative, which the rate of a layer along a path "
             f"needs: {str(error).splitlines()[0].rstrip('.')}. A method that looks at the layer's own values, "
             "integrated gradients with layer= for one, needs none."
         ) from error
-    finally:
-        _unfused.leave()
-
-
-@contextmanager
-def dual_level() -> Iterator[None]:
-    """Enter a level of dual numbers; the first time, silent about what torch says of its own code as it is loaded."""
-    _dual_numbers.prepare()
-    with forward_ad.dual_level():
-        yield
-
-
-@attrs.define(eq=False)
-class _DualNumbers:
-    """Makes torch load its forward derivatives, once in a process: filters of warnings belong to all threads."""
-
-    _lock: threading.Lock = attrs.field(factory=threading.Lock)
-    _ready: bool = False
-
-    def prepare(self) -> None:
-        """Make the first dual number, which loads them."""
-        with self._lock:
-            if self._ready:
-                return
-            with warnings.catch_warnings(), forward_ad.dual_level():
-                warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit")
-                forward_ad.make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))  # type: ignore[no-untyped-call]
-            self._ready = True
-
-
-_dual_numbers = _DualNumbers()
-
-
-@attrs.define(eq=False)
-class _Unfused:
-    """Turns torch's fused attention off for as long as any thread needs it off: the switches are the process's."""
-
-    _lock: threading.Lock = attrs.field(factory=threading.Lock)
-    _users: int = 0
-    _back: ExitStack = attrs.field(factory=ExitStack)
-
-    def enter(self) -> None:
-        """Turn it off, unless it is already."""
-        with self._lock:
-            if not self._users:
-                self._back.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-                torch.backends.mha.set_fastpath_enabled(False)
-                self._back.enter_context(sdpa_kernel([SDPBackend.MATH]))
-            self._users += 1
-
-    def leave(self) -> None:
-        """Put back what was found, once nobody needs it off."""
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                self._back.close()
-
-
-_unfused = _Unfused()

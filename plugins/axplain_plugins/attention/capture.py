@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from axplain.errors import UncoveredOperation
 from axplain.propagation.calls import module_calling
 from axplain.propagation.opaque import attention
-from axplain.propagation.operations import Place, flat, is_python, name_of, replaced, tensors_in, transparent
+from axplain.propagation.operations import Place, flat, is_python, looked_into, name_of, replaced, tensors_in
 from axplain.structure import Tensors
 
 #: What leaves (..., queries, keys) where they are, so that weights are weights behind it.
@@ -90,12 +90,7 @@ class Capturing(TorchFunctionMode):
             with self:
                 return attention(*args, **kwargs)
         if is_python(func) and func not in self._inside:
-            self._inside.append(func)  # a method that calls its parent's comes back by the same name
-            try:
-                with self:
-                    return transparent(func)(*args, **kwargs)
-            finally:
-                self._inside.pop()
+            return looked_into(self, self._inside, func, args, kwargs)
         result = func(*args, **kwargs)
         sources = 0
         for _, trail in found.values():

@@ -15,10 +15,10 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from axplain.errors import UncoveredOperation
+from axplain.forward_mode import dual_level, lacks_forward_derivative, unfused
 from axplain.propagation.calls import module_calling
 from axplain.propagation.marks import Marks
 from axplain.propagation.operations import (
@@ -32,7 +32,6 @@ from axplain.propagation.operations import (
     replaced,
     tensors_in,
 )
-from axplain.seats.reading import dual_level
 from axplain.structure import Tensors
 
 #: Linear names that take numbers, or tensors that do not depend on x, as what they add or put in.
@@ -114,7 +113,7 @@ class SeeingBiases(TorchFunctionMode):
     ) -> Tensors:
         """Return `y - J z` for each floating result, from one forward derivative along z itself."""
         smooth = [(place, tensor.detach().clone()) for place, tensor in found if differentiable(tensor)]
-        with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), dual_level():
+        with torch.no_grad(), unfused(), dual_level():
             duals = [forward_ad.make_dual(tensor, tensor.clone()) for _, tensor in smooth]  # type: ignore[no-untyped-call]
             positional, named = replaced(args, kwargs, tuple(place for place, _ in smooth), duals)
             if writes and not self.marks.of(args[0]):
@@ -122,7 +121,7 @@ class SeeingBiases(TorchFunctionMode):
             try:
                 result = func(*positional, **named)
             except (NotImplementedError, RuntimeError) as error:
-                if "forward AD" not in str(error) and "forward mode" not in str(error):
+                if not lacks_forward_derivative(error):
                     raise
                 self._refuse(name_of(func).name, "it has no forward derivative, which tells its bias")
             outputs = [positional[0]] if writes else [t for t in tensors_in(result) if differentiable(t)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.errors import ArgumentError, UncoveredOperation
 from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, Operation, flat, is_linear
-from axplain.propagation.rules import CONSTANT, ONWARD, OWN_GRADIENT, Around, Call, Fused, Rule, RuleSet, Situation
+from axplain.propagation.rules import CONSTANT, ONWARD, OWN_GRADIENT, Around, Call, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.activations import ACTIVATIONS
 from axplain_plugins.propagation.composites import Assigned, Composite, Met, read
@@ -154,7 +154,7 @@ class Relevance(RuleSet):
         _, assigned = situation.scratch[id(source)]
         if assigned.rule in ("epsilon", "pass") or (folded := product.normalised(situation.call)) is None:
             return None
-        return attrs.evolve(self._assigned(assigned), fused=Fused(folded))
+        return attrs.evolve(self._assigned(assigned), fused=folded)
 
 
 def _check_bounds(call: Call, assigned: Assigned) -> None:

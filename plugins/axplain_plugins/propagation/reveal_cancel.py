@@ -17,7 +17,7 @@ from torch import Tensor
 
 from axplain import describe, hookimpl
 from axplain.propagation.operations import Operation
-from axplain.propagation.rules import Call, Fused, Rule, RuleSet, Situation
+from axplain.propagation.rules import Call, Rule, RuleSet, Situation
 from axplain.registry import registry
 from axplain_plugins.propagation.activations import ACTIVATIONS
 from axplain_plugins.propagation.secants import Multipliers
@@ -127,7 +127,7 @@ def _chosen(rescale: Rule, situation: Situation) -> Rule:
         source = None if product is None else product.normalised(norm)
     if source is None:
         return rescale
-    return Rule(partial(revealed, activation=call), several=True, fused=Fused(source))
+    return Rule(partial(revealed, activation=call), several=True, fused=source)
 
 
 def _adds(source: Call) -> bool:
