@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from axplain.guard import evaluating
     from axplain.hooks import hookimpl
     from axplain.references import distribution
+    from axplain.seats.neurons import neuron
     from axplain.seats.sites import at_seat, seat
     from axplain.specs import Spec
-    from axplain.targets import neuron
 
 #: public name -> module that holds it; loaded on first use
 _HOMES = {
@@ -60,7 +60,7 @@ _HOMES = {
     "from_numpy": "adapters",
     "hookimpl": "hooks",
     "methods": "discovery",
-    "neuron": "targets",
+    "neuron": "seats.neurons",
     "per_batch": "adapters",
     "seat": "seats.sites",
     "shared": "arguments",

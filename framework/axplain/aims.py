@@ -11,7 +11,8 @@ from torch import Tensor
 
 from axplain.errors import ArgumentError, counted
 from axplain.model import Model
-from axplain.targets import CallableTarget, IndexTarget, Neuron, SeveralTargets, Target, resolve_neuron
+from axplain.seats.neurons import Neuron, resolve_neuron
+from axplain.targets import CallableTarget, IndexTarget, SeveralTargets, Target
 
 
 @attrs.frozen(eq=False)

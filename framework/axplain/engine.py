@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from axplain.errors import AxplainError, UncoveredOperation, UnsupportedModel, log
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
-from axplain.model import RowCount, finite_values
+from axplain.model import RowCount, finite_values, output_tensor
 from axplain.problem import Problem
 from axplain.propagation.passes import PROBE_ROWS, Comparison, RulePass, Run, record, shared_axes
 from axplain.propagation.rules import Ledger, RuleSet
@@ -54,6 +54,8 @@ class Engine:
     ledgers: list[tuple[int, Ledger]] = attrs.field(factory=list)
     _checking: bool = attrs.field(default=False, init=False)
     _limit: dict[Any, int] = attrs.field(factory=dict, init=False)
+    _sizes: set[int] = attrs.field(factory=set, init=False)
+    _doubted: bool = attrs.field(default=False, init=False)
     _passes: int = attrs.field(default=0, init=False)
     _measured: Measured | None = attrs.field(default=None, init=False)
 
@@ -211,6 +213,7 @@ class Engine:
             with torch.enable_grad(), problem.target.watching(problem.model):
                 raw, size = saved_bytes(lambda: self._pass(problem, rows_of_x, index))
                 values.append(float(problem.target.select(raw, index).detach().flatten()[0]))
+            self._looked(problem, raw, rows)
             return size
 
         inputs = sum(tensor[0].numel() * tensor.element_size() for tensor in problem.inputs)
@@ -269,7 +272,34 @@ class Engine:
         with problem.target.watching(problem.model), seen:
             raw = self._pass(problem, rows, index)
             value = problem.target.select(raw, index)
+        self._looked(problem, raw, len(index))
         return value.to(accumulator(value.dtype))
+
+    def _looked(self, problem: Problem, raw: Any, count: int) -> None:
+        """Note a pass: an output that followed the batch in two of different sizes does so by no chance."""
+        if count not in self._sizes:
+            self._sizes.add(count)
+            self._doubted |= problem.target.indexes and count > 1 and count in output_tensor(raw).shape[1:]
+
+    def settle_doubt(self, problem: Problem) -> None:
+        """Refuse an output whose first axis was as long as the batch by chance, as a sequence before it may be.
+
+        Where another axis was as long in passes that were all of one size, a small one of another tells, the first time
+        for each model and shape of input; it is not counted.
+
+        Raises:
+            UnsupportedModel: its first axis does not follow the batch.
+        """
+
+        def probe() -> None:
+            if len(self._sizes) > 1:
+                return
+            index = torch.zeros(2 if 2 not in self._sizes else 3, dtype=torch.long, device=problem.device)
+            x = map_tensors(lambda tensor: tensor[index], problem.inputs)
+            problem.target.select(self._pass(problem, x, index), index)
+
+        if self._doubted:
+            remembered(problem.model.function, ("output", problem.shapes, problem.arguments.kinds()), probe)
 
     def _pass(self, problem: Problem, rows: Tensors, index: Tensor) -> Any:
         try:
@@ -313,7 +343,7 @@ def _leaves(x: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def _shape_key(problem: Problem, need: Need) -> Any:
-    return need, problem.model.key, problem.device, tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
+    return need, problem.model.key, problem.shapes
 
 
 def out_of_memory(error: BaseException) -> bool:

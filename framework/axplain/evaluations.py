@@ -17,10 +17,10 @@ from axplain.propagation.rules import Ledger, RuleSet
 from axplain.propagation.tape import Tape
 from axplain.protocols import Answers, Points
 from axplain.residuals import Ends
+from axplain.seats.neurons import resolve_neuron
 from axplain.seats.reading import Activation, Gradient, ThroughNeuron
 from axplain.specs import Evaluation
 from axplain.structure import Rows, Tensors, map_tensors, total, wide
-from axplain.targets import resolve_neuron
 
 
 @attrs.frozen
@@ -84,7 +84,7 @@ class AskThrough:
         unit = values[name]
         if callable(unit.index):
             raise ArgumentError(name, "a callable came as its index", "one index, or a tuple of ints and slices")
-        return cls(ThroughNeuron(resolve_neuron(unit, problem.model, name)))
+        return cls(ThroughNeuron(resolve_neuron(unit, problem.model, name).aligned(problem)))
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         """Return gradients with respect to the input."""

@@ -32,10 +32,11 @@ from axplain.protocols import Outcome, Settings
 from axplain.randomness import fresh_seed
 from axplain.registry import registry
 from axplain.residuals import warn_if_drifting, warn_incomplete
+from axplain.seats.neurons import NeuronTarget
 from axplain.seats.settling import carried_rows, references_of, seated, shaped
 from axplain.specs import FromParameter, Spec
 from axplain.structure import Rows, Structure, Tensors, all_finite
-from axplain.targets import NeuronTarget, PredictedTarget
+from axplain.targets import PredictedTarget
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -192,6 +193,7 @@ def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
         problem = _aim(asked, engine)
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
         outcomes = run_targets(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))
+        engine.settle_doubt(problem)
         parts = problem.target.parts
         aimed = [problem] if len(parts) == 1 else [attrs.evolve(problem, target=part) for part in parts]
         if asked.verify and asked.call.claims_completeness:

@@ -65,6 +65,14 @@ class Arguments:
         positional = tuple(a[index] if i in follow else a for i, a in enumerate(self.positional))
         return positional, {name: a[index] if name in follow else a for name, a in self.keyword.items()}
 
+    def kinds(self) -> tuple[Any, ...]:
+        """Return what a model might decide by: the arguments, tensors by their shape."""
+        everything: dict[Any, Any] = {**dict(enumerate(self.positional)), **self.keyword}
+        return tuple(
+            (name, (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)[:200])
+            for name, value in everything.items()
+        )
+
     def take(self, index: Tensor) -> Arguments:
         """Return the arguments of some examples."""
         positional, keyword = self.rows(index)
@@ -102,6 +110,11 @@ class Problem:
     def device(self) -> torch.device:
         """Where the inputs are."""
         return self.inputs[0].device
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """What a model might decide by of the inputs, whatever their number."""
+        return tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in self.inputs)
 
     @property
     def targets(self) -> int:

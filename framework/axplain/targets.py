@@ -1,14 +1,13 @@
-"""Which scalar per example is explained: the output itself, an index, a callable on the raw output, a neuron.
+"""Which scalar per example is explained: the output itself, an index, a callable on the raw output.
 
-Or several of them, from the same passes.
+Or several of them, from the same passes. Units of a layer are in `seats.neurons`.
 """
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import attrs
 import torch
@@ -16,9 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten  # containers, and the outputs of Hugging Face models
 
 from axplain.errors import ArgumentError, UnsupportedModel, counted
-from axplain.hidden import refuse_hidden_code
 from axplain.model import Model, output_tensor
-from axplain.seats.sites import Seat, Site, hooked, never_reached, resolve_site
 
 
 class Target(Protocol):
@@ -27,6 +24,11 @@ class Target(Protocol):
     @property
     def parts(self) -> tuple[Target, ...]:
         """The target itself, or the several that it is made of."""
+        ...
+
+    @property
+    def indexes(self) -> bool:
+        """Whether it takes rows of the output, on its first axis."""
         ...
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
@@ -51,26 +53,32 @@ class Target(Protocol):
         ...
 
 
-class _Same:
+class Same:
     """A single target that is the same for every example and needs nothing of the model."""
+
+    indexes: ClassVar = False
 
     @property
     def parts(self) -> tuple[Any, ...]:
+        """The target itself."""
         return (self,)
 
     def take(self, index: Tensor) -> Any:
+        """Return the target itself."""
         return self
 
     def codes(self, batch: int, device: torch.device) -> Tensor:
+        """Return zeros, (batch,)."""
         return torch.zeros(batch, dtype=torch.long, device=device)
 
     @contextmanager
     def watching(self, model: Model) -> Iterator[None]:
+        """Do nothing."""
         yield
 
 
 @attrs.frozen(eq=False)
-class NoTarget(_Same):
+class NoTarget(Same):
     """For methods that explain none: all that the model returns, summed, tells one pass from another."""
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
@@ -84,8 +92,10 @@ class NoTarget(_Same):
 
 
 @attrs.frozen(eq=False)
-class OutputTarget(_Same):
+class OutputTarget(Same):
     """The output itself, for models that return (batch,) or (batch, 1)."""
+
+    indexes: ClassVar = True
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""
@@ -105,8 +115,10 @@ class OutputTarget(_Same):
 
 
 @attrs.frozen(eq=False)
-class PredictedTarget(_Same):
+class PredictedTarget(Same):
     """The largest output of each example; remembers which one it was, to become the target of the call."""
+
+    indexes: ClassVar = True
 
     best: Tensor
 
@@ -134,8 +146,10 @@ class PredictedTarget(_Same):
 
 
 @attrs.frozen(eq=False)
-class IndexTarget(_Same):
+class IndexTarget(Same):
     """`output[i, *indices[i]]`: (batch, depth) indices on the CPU, or (1, depth) for all examples alike."""
+
+    indexes: ClassVar = True
 
     indices: Tensor
 
@@ -193,7 +207,7 @@ class IndexTarget(_Same):
 
 
 @attrs.frozen(eq=False)
-class CallableTarget(_Same):
+class CallableTarget(Same):
     """A function of the model's raw output that returns one value per row."""
 
     function: Callable[[Any], Any]
@@ -218,6 +232,11 @@ class SeveralTargets:
     """Several targets of every example, selected from one pass."""
 
     parts: tuple[Target, ...]
+
+    @property
+    def indexes(self) -> bool:
+        """Whether one of them takes rows of the output."""
+        return any(part.indexes for part in self.parts)
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return (rows, targets) values."""
@@ -246,133 +265,6 @@ class SeveralTargets:
             yield
 
 
-@attrs.frozen(eq=False)
-class Neuron:
-    """One unit of a layer, for `explain(target=...)`; make it with `axplain.neuron(layer, index)`."""
-
-    layer: torch.nn.Module | str | Seat
-    index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
-
-
-def neuron(
-    layer: torch.nn.Module | str | Seat, index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
-) -> Neuron:
-    """Explain a unit of a layer instead of an output: `explain(model, x, target=neuron("features.3", (7, 2, 2)))`.
-
-    Args:
-        layer: a module of the model or its dotted name; it must run exactly once in a forward pass. Or
-            `axplain.seat(layer, of="input", call=1, item=0)`: what it is given, one of several calls, one of several
-            tensors; of several the first one is meant where nothing is said.
-        index: the unit behind the batch dimension; slices are summed over; or a callable from the layer's value,
-            (batch, ...), to (batch,).
-    """
-    return Neuron(layer, index)
-
-
-@attrs.frozen(eq=False)
-class NeuronTarget(_Same):
-    """Selects a unit from what a layer returned, or was given, during the model's pass."""
-
-    site: Site
-    index: int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
-    argument: str = "target"
-    _seen: list[Tensor] = attrs.field(factory=list)
-
-    def select(self, raw: Any, index: Tensor) -> Tensor:
-        """Return one value per row."""
-        seen = self._seen
-        self.check_calls(len(seen))
-        output = self.rows_first(seen[0], len(index))
-        if callable(self.index):
-            return CallableTarget(self.index).select(output, index)
-        picked = self.pick(output)
-        return picked if picked.ndim == 1 else picked.reshape(len(index), -1).sum(1)
-
-    def check_calls(self, count: int) -> None:
-        """Refuse a layer that did not run exactly once in a pass."""
-        if not count:
-            raise never_reached(self.site, self.argument)
-        if count != 1:
-            raise UnsupportedModel(
-                f"{self.argument}: {self.site} ran {count} times in one forward pass; a neuron's layer runs exactly "
-                "once. Choose a layer that does, or one call of it: axplain.seat(layer, call=0)."
-            )
-
-    def rows_first(self, value: Tensor, rows: int) -> Tensor:
-        """Return the layer's value if it has one row per input row.
-
-        Raises:
-            ArgumentError: it has not, as a layer that puts a sequence or heads before the rows.
-        """
-        if value.ndim == 0 or len(value) != rows:
-            cure = "Choose a layer before or behind the step that moves the rows; layer= takes them on any axis."
-            came = f"{self.site} holds {tuple(value.shape)} for {rows} rows"
-            raise ArgumentError(self.argument, came, f"a layer with {rows} as its first dimension", cure)
-        return value
-
-    def pick(self, output: Tensor) -> Tensor:
-        """Return the unit, or the units, of each row: an index that is no callable."""
-        wanted = self.index if isinstance(self.index, tuple) else (self.index,)
-        verb = "returns" if self.site.of == "output" else "is given"
-        if len(wanted) != output.ndim - 1:
-            raise ArgumentError(
-                self.argument,
-                f"neuron index {self.index!r} came and layer {self.site.name!r} {verb} {tuple(output.shape)}",
-                f"{counted(output.ndim - 1, 'index', 'indices')}, one for each dimension after the batch",
-            )
-        inside = f"indices inside {tuple(output.shape[1:])}, the {self.site.of} of layer {self.site.name!r}"
-        try:
-            picked = output[(slice(None), *wanted)]
-        except IndexError as error:
-            raise ArgumentError(self.argument, f"neuron index {self.index!r} came", inside) from error
-        if not picked.numel():
-            raise ArgumentError(self.argument, f"neuron index {self.index!r} came", inside)
-        return picked
-
-    def describe(self) -> Any:
-        """Return the target as JSON can hold it."""
-        site, index = self.site, "callable" if callable(self.index) else _index_text(self.index)
-        words = [site.name, "input" if site.of == "input" else "", "" if site.call is None else f"call {site.call}"]
-        words.append("" if site.item is None else f"item {site.item}")
-        return f"neuron {' '.join(filter(None, words))}[{index}]"
-
-    @contextmanager
-    def watching(self, model: Model) -> Iterator[None]:
-        """Keep the layer's value while one pass runs."""
-
-        def see(site: int, call: int, leaves: list[Any]) -> None:
-            self._seen.append(self.value_in(leaves).clone())  # the next layer may write over it
-
-        try:
-            with hooked((self.site,), see):
-                yield
-        finally:
-            self._seen.clear()
-
-    def value_in(self, leaves: list[Any]) -> Tensor:
-        """Return the tensor that the neuron is a unit of, among what the layer returned or was given."""
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if not tensors:  # an object that is no container of torch's
-            return output_tensor(leaves[0] if leaves else None)
-        item = self.site.item or 0
-        if item >= len(tensors):
-            came = f"item={item} came and {self.site} has {counted(len(tensors), 'tensor')}"
-            raise ArgumentError(self.argument, came, f"an item below {len(tensors)}")
-        return tensors[item]
-
-
-def _index_text(index: int | tuple[int | slice, ...]) -> str:
-    """Return an index as Python writes it between brackets."""
-    if not isinstance(index, tuple):
-        return str(index)
-    return ", ".join(str(item) if not isinstance(item, slice) else _slice_text(item) for item in index)
-
-
-def _slice_text(given: slice) -> str:
-    ends = ["" if end is None else str(end) for end in (given.start, given.stop, given.step)]
-    return ":".join(ends if given.step is not None else ends[:2])
-
-
 def rows_of(output: Tensor, rows: int) -> Tensor:
     """Return the output if it has one row per input row.
 
@@ -387,25 +279,3 @@ def rows_of(output: Tensor, rows: int) -> Tensor:
             "x.unsqueeze(0); sequence-first output needs a wrapper that puts the batch first."
         )
     return output
-
-
-def resolve_neuron(unit: Neuron, model: Model, argument: str = "target") -> NeuronTarget:
-    """Find the neuron's layer in the model; `argument` is what an error says that it is.
-
-    Raises:
-        ArgumentError: the model has no such layer.
-        UncoveredOperation: what runs it is compiled, scripted or a thread, so that it is not seen.
-    """
-    wanted = unit.index if isinstance(unit.index, tuple) else (unit.index,)
-    known = all(isinstance(item, numbers.Integral | slice) and not isinstance(item, bool) for item in wanted)
-    if not callable(unit.index) and not (known and wanted):
-        expected = "one index, a tuple of ints and slices, or a callable"
-        raise ArgumentError(argument, f"neuron index {unit.index!r} came", expected)
-    module = model.module
-    if module is None:
-        raise ArgumentError(
-            argument, "a neuron came and the model is a plain callable", "a torch.nn.Module as the model"
-        )
-    site = resolve_site(unit.layer, module, argument)
-    refuse_hidden_code(model, f"The layer of {argument}= must be seen.", around=site.layer)
-    return NeuronTarget(site, unit.index, argument)

@@ -264,3 +264,52 @@ def test_integrated_gradients_of_a_neuron_is_complete() -> None:
     difference = (model[:2](x) - model[:2](torch.zeros_like(x)))[:, 3].detach()
     torch.testing.assert_close(answer.attributions.sum(1), difference, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(answer.difference, difference, rtol=1e-12, atol=1e-12)
+
+
+class SequenceFirst(nn.Module):
+    """Gives, and holds in its layer, (sequence, batch, units); `folds` as many heads as examples into the batch."""
+
+    def __init__(self, folds: int = 0) -> None:
+        super().__init__()
+        self.core = nn.Tanh()
+        self.folds = folds
+
+    def forward(self, x: Tensor) -> Tensor:
+        told: Tensor = self.core(x.transpose(0, 1) * torch.arange(1.0, 7.0, dtype=x.dtype).view(3, 1, 2))
+        if self.folds:
+            told = self.core(told.repeat(1, self.folds, 1))
+        return told.cumsum(0)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4])
+def test_a_neuron_of_a_sequence_as_long_as_the_batch_is_read_on_the_batch(batch: int) -> None:
+    model, x = SequenceFirst(), drawn(batch, 3, 2)
+    unit = axplain.neuron("core", (1, 0))
+    check(model, x, lambda x: model(x).diff(dim=0, prepend=torch.zeros_like(model(x)[:1]))[1, :, 0], target=unit)
+    summed = axplain.neuron("core", lambda held: held.flatten(1).sum(1))
+    check(model, x, lambda x: model(x).diff(dim=0, prepend=torch.zeros_like(model(x)[:1])).sum((0, 2)), target=summed)
+    both = axplain.explain_targets(model, x, "saliency", absolute=False, targets=[unit, summed])
+    torch.testing.assert_close(both[0].attributions, explained(model, x, target=unit))
+
+
+def test_a_neuron_of_a_layer_that_folds_the_batch_is_refused() -> None:
+    folded = axplain.neuron(axplain.seat("core", call=1), (1, 0))
+    with pytest.raises(axplain.ArgumentError, match=r"holds \(3, 4, 2\) for 2 rows and \(3, 6, 2\) for 3; expected .*"):
+        explained(SequenceFirst(folds=2), drawn(4, 3, 2), target=folded)
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "feature_ablation"])
+def test_an_output_as_long_as_the_batch_by_chance_is_refused(method: str) -> None:
+    """The model gives (sequence, batch, units): with three examples its first axis would pass for the batch."""
+    model = SequenceFirst()
+    for batch in (2, 3):
+        with pytest.raises(axplain.UnsupportedModel, match="sequence-first output needs a wrapper"):
+            axplain.explain(model, drawn(batch, 3, 2), method, target=(1, 0))
+
+
+def test_an_output_with_as_many_classes_as_examples_costs_one_look() -> None:
+    model, rows = network(), []
+    model.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    for _ in range(2):
+        explained(model, drawn(3, 4), target=1)
+    assert rows == [3, 2, 3]

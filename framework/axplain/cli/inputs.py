@@ -22,8 +22,8 @@ from axplain.discovery import catalog
 from axplain.errors import ArgumentError, near_names
 from axplain.parameters import find_spec
 from axplain.reader import RESERVED
+from axplain.seats.neurons import Neuron, neuron
 from axplain.specs import Parameter, Spec
-from axplain.targets import Neuron, neuron
 
 IMPORTABLE = "The current directory is importable."
 

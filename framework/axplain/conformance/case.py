@@ -19,10 +19,10 @@ from axplain.face import estimate
 from axplain.problem import References
 from axplain.randomness import Key
 from axplain.references import Distribution, distribution, resolve_references
+from axplain.seats.neurons import Neuron, neuron
 from axplain.seats.sites import Seat
 from axplain.specs import Claim
 from axplain.structure import Structure, Tensors, map_tensors, structure_of, total
-from axplain.targets import Neuron, neuron
 
 Form = Literal["zeros", "number", "one", "each", "set"]
 #: an argument of `Case.explain` that was not given

@@ -10,8 +10,8 @@ import attrs
 from axplain.discovery import describe
 from axplain.formula import Formula
 from axplain.parameters import Call, settle
+from axplain.seats.neurons import Neuron
 from axplain.specs import Claim, Spec
-from axplain.targets import Neuron
 
 #: of every sample count that a case may choose: enough to mix several samples, few enough to be quick
 FEW: Final = 3

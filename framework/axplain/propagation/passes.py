@@ -134,8 +134,7 @@ def record(problem: Problem, rows: Rows, rules: RuleSet, notes: set[str], run: R
 
 def shared_axes(problem: Problem, rules: RuleSet, notes: set[str], run: Run) -> Axes | None:
     """Return where the rows lie on a tape that examples share, or None where they are folded; found once a model."""
-    shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
-    key = (problem.model.key, type(rules), rules, shapes, problem.device)
+    key = (problem.model.key, type(rules), rules, problem.shapes)
 
     def probe() -> Axes | None:
         tapes = []

@@ -33,9 +33,8 @@ def last_convolution(problem: Problem, method: str) -> Site:
     module = problem.model.module
     if module is None:
         raise ArgumentError("layer", "nothing came and the model is a plain callable", "a torch.nn.Module as the model")
-    shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in problem.inputs)
     maps: list[tuple[str, int | None]] = remembered(
-        problem.model.function, ("maps", shapes), lambda: _maps(problem, module)
+        problem.model.function, ("maps", problem.shapes), lambda: _maps(problem, module)
     )
     expected = f"a layer: {method} weights the maps of one"
     if not maps:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from axplain.errors import ArgumentError, UnsupportedModel
 from axplain.forward_mode import dual_level, lacks_forward_derivative, unfused
+from axplain.seats.neurons import NeuronTarget
 from axplain.seats.seating import Seating, Slot
 from axplain.seats.sites import hooked
 from axplain.structure import Tensors, map_tensors
-from axplain.targets import NeuronTarget
 
 #: rows, and what to look at them with, inside of what the target itself looks with -> the target's value at them
 Pass = Callable[[Tensors, AbstractContextManager[None]], Tensor]
@@ -123,7 +123,7 @@ class ThroughNeuron(Reading):
         layer = self.neuron.site
 
         def meet(site: int, call: int, leaves: list[Any]) -> list[Any]:
-            before = self.neuron.rows_first(self.neuron.value_in(leaves), len(x[0]))
+            before = self.neuron.value_in(leaves)
             leaf = before.detach().clone().requires_grad_()
             met.append((before, leaf))
             place = next(i for i, item in enumerate(leaves) if item is before)
@@ -135,7 +135,7 @@ class ThroughNeuron(Reading):
             self.neuron.check_calls(len(met))
             before, leaf = met[0]
             onward = _gradients(value, (leaf,), f"the target does not depend differentiably on {layer}")[0]
-            through = self.neuron.pick(before * onward).sum()
+            through = self.neuron.pick(self.neuron.rows_first(before * onward, len(x[0]))).sum()
             terms = _gradients(through, inputs, f"{layer} does not depend differentiably on x")
         return Read(value.detach(), terms)
 

@@ -7,25 +7,29 @@ import torch
 
 from axplain.door import Question, check_requirements
 from axplain.groups import resolve_groups
+from axplain.guard import occupied, untouched
 from axplain.parameters import sized
 from axplain.problem import Problem, References
 from axplain.seats.choosing import last_convolution
+from axplain.seats.neurons import NeuronTarget
 from axplain.seats.seating import Seating, structure_at
 from axplain.seats.survey import survey
 from axplain.seats.tail import resolved_at
 from axplain.specs import Spec
 from axplain.structure import Tensors
-from axplain.targets import PredictedTarget
+from axplain.targets import PredictedTarget, SeveralTargets
 
 
 def seated(asked: Question) -> Question:
     """Return the question about its layers: their shapes, groups of their elements, defaults and bounds that follow.
 
-    Two small passes look at the model, the first time that this layer of it is asked for; they are not counted.
+    Two small passes look at the model, the first time that this layer, or neuron, of it is asked for; they are not
+    counted.
 
     Raises:
         ArgumentError: a layer is never reached, runs after the target, or cannot be what the method needs.
     """
+    asked = _aligned(asked)
     problem, request = asked.problem, asked.layers
     if request is None:
         return asked
@@ -45,6 +49,16 @@ def seated(asked: Question) -> Question:
     problem = attrs.evolve(problem, groups=groups, seating=seating)
     structure = asked.structure if spec.mirrors == "input" else structure
     return attrs.evolve(asked, call=call, problem=problem, structure=structure)
+
+
+def _aligned(asked: Question) -> Question:
+    """Return the question with neurons that know where the rows of their layers lie."""
+    problem, parts = asked.problem, asked.target.parts if asked.target is not None else ()
+    if not any(isinstance(part, NeuronTarget) for part in parts):
+        return asked
+    with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
+        found = tuple(part.aligned(problem) if isinstance(part, NeuronTarget) else part for part in parts)
+    return attrs.evolve(asked, target=found[0] if len(found) == 1 else SeveralTargets(found))
 
 
 def _only_read(spec: Spec) -> bool:

@@ -10,13 +10,14 @@ from torch import Tensor
 from axplain.errors import ArgumentError, counted
 from axplain.guard import RandomStates, occupied, untouched
 from axplain.memory import remembered
-from axplain.problem import Arguments, Problem
+from axplain.problem import Problem
 from axplain.propagation.operations import differentiable
+from axplain.seats.neurons import NeuronTarget
 from axplain.seats.seating import Slot, Survey, in_words
 from axplain.seats.sites import Site, hooked, never_reached
 from axplain.seats.trace import ROWS, Trace, Tracing
 from axplain.structure import Tensors, map_tensors
-from axplain.targets import CallableTarget, NeuronTarget, NoTarget
+from axplain.targets import CallableTarget, NoTarget
 
 
 def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) -> Survey:
@@ -29,22 +30,12 @@ def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) 
     """
     if any(isinstance(part, CallableTarget) for part in problem.target.parts):
         return _survey(problem, sites, replaced)  # no key would tell what else another function reads
-    shapes = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in problem.inputs)
     watched = tuple(part.site for part in problem.target.parts if isinstance(part, NeuronTarget))
     aimless = isinstance(problem.target, NoTarget)
     # any index of an output is told by any other
-    key = ("seat", sites, shapes, _kinds(problem.arguments), watched, aimless, replaced)
+    key = ("seat", sites, problem.shapes, problem.arguments.kinds(), watched, aimless, replaced)
     found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites, replaced))
     return found
-
-
-def _kinds(arguments: Arguments) -> tuple[Any, ...]:
-    """Return what a model might decide by: its other arguments, tensors by their shape."""
-    everything: dict[Any, Any] = {**dict(enumerate(arguments.positional)), **arguments.keyword}
-    return tuple(
-        (name, (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)[:200])
-        for name, value in everything.items()
-    )
 
 
 def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey:

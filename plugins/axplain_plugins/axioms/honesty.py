@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from axplain import hookimpl
 from axplain.conformance.case import Axiom, Case, NotApplicable, Violation
-from axplain.targets import Neuron
+from axplain.seats.neurons import Neuron
 
 
 class _Counter(nn.Module):

@@ -14,8 +14,8 @@ from axplain import hookimpl
 from axplain.conformance.case import Axiom, Case, NotApplicable, Violation
 from axplain.conformance.witness import Witness, generators_at
 from axplain.references import Distribution
+from axplain.seats.neurons import Neuron
 from axplain.structure import Tensors
-from axplain.targets import Neuron
 
 
 def check_clean_model(case: Case) -> None:

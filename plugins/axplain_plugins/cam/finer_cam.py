@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -35,6 +35,7 @@ class Contrast:
     given: Tensor | None
     chosen: dict[int, list[int]]
     places: Tensor
+    indexes: ClassVar = True
 
     @property
     def parts(self) -> tuple[Contrast, ...]:
