@@ -73,7 +73,7 @@ class AskCoalitions:
 
     def _ask(self, engine: Engine, block: Problem, mask: Tensor, shared: Ends | None) -> Tensor:
         """Return the values of coalitions, sample-major, and behind them those of references that examples share."""
-        rows, index = block.masked(mask), block.everyone().repeat(len(mask))
+        rows, index = block.masked(mask), block.repeated(len(mask))
         if shared is not None:
             rows, index = concatenate([rows, shared.rows.x]), torch.cat([index, shared.rows.index])
         if not len(index):

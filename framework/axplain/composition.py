@@ -101,7 +101,7 @@ def planned_samples(call: Call, problem: Problem) -> int:
     if call.spec.composition is None:
         counting: Counting = registry().build(call.spec, {})
         model = problem.model
-        with occupied(model.function, problem.seating is not None), untouched(model.module, problem.device):
+        with occupied(model.function, problem.seating is not None), untouched(model.parts, problem.device):
             return counting.samples(problem, call.values)
     plan: Plan = _component("perturbation", call.spec.composition.perturbation, call.values).plan(problem)
     return plan.count
@@ -120,7 +120,7 @@ def _over_references(call: Call, problem: Problem, engine: Engine, settings: Set
     references = problem.reference_table()
     count, sums = references.count, _Sums()
     for columns in engine.samples(problem, count, need_of(call)):
-        examples = problem.everyone().repeat(len(columns))
+        examples = problem.repeated(len(columns))
         pairs = attrs.evolve(problem.take(examples), references=references.paired(columns), ends=None)
         outcome = _method(call).run(pairs, engine, settings)
         sums.add("attributions", outcome.attributions, len(columns))
@@ -251,7 +251,7 @@ class _AskMethod:
         return self.several and self.inner.spec.determinism.kind == "deterministic"
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
-        problem = block.take(block.everyone().repeat(points.samples)).at(points.rows)
+        problem = block.take(block.repeated(points.samples)).at(points.rows)
         if points.references is not None:
             problem = attrs.evolve(problem, references=points.references)
         if points.model is not None:

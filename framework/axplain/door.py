@@ -329,9 +329,7 @@ def _check_numbers(inputs: Tensors, structure: Structure) -> None:
 
 
 def _check_model(model: Model, device: torch.device) -> None:
-    if model.module is None:
-        return
-    parameters = list(model.module.parameters())
+    parameters = model.parameters
     if any(parameter.is_inference() for parameter in parameters):
         raise UnsupportedModel(
             "model: its parameters were made in inference mode, so autograd cannot use them. Build the model outside "

@@ -175,8 +175,8 @@ class Engine:
 
     def blocks(self, problem: Problem, need: Need) -> Iterator[Tensor]:
         """Yield the examples in blocks that fit in a chunk, as index tensors."""
-        everyone = problem.everyone()
-        yield from torch.split(everyone, self.rows(problem, need))
+        everyone, rows = problem.everyone(), self.rows(problem, need)
+        yield from (everyone,) if problem.batch <= rows else torch.split(everyone, rows)
 
     def samples(self, block: Problem, count: int, need: Need, start: int = 0) -> Iterator[range]:
         """Yield ranges of samples that fit in a chunk together with the block's examples."""

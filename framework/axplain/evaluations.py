@@ -33,7 +33,7 @@ class AskModel:
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         """Return values, or gradients too, at the points; F(x) and F(x') with the first of them."""
-        index = block.everyone().repeat(points.samples)
+        index = block.repeated(points.samples)
         if self.ends and samples.start == 0:
             ends = Ends.of(block)
             answers, told = engine.ask_with_riders(block, points.rows, index, self.need, ends.rows)
@@ -61,7 +61,7 @@ class AskLayer:
             each = (points.samples, block.batch)
             tangents = map_tensors(lambda t: t.expand(*each, *t.shape[2:]).flatten(0, 1), tangents)
         reading = Activation(block.seating) if self.kind == "activation" else Gradient(block.seating, tangents)
-        return engine.ask(block, points.rows, block.everyone().repeat(points.samples), self.need, reading)
+        return engine.ask(block, points.rows, block.repeated(points.samples), self.need, reading)
 
 
 @attrs.frozen(eq=False)
@@ -88,7 +88,7 @@ class AskThrough:
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         """Return gradients with respect to the input."""
-        index = block.everyone().repeat(points.samples)
+        index = block.repeated(points.samples)
         return engine.ask(block, points.rows, index, self.need, self.reading)
 
 
@@ -112,7 +112,7 @@ class AskRules:
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         """Return gradients under the rules, compared with the reference of each example where the set compares."""
-        index = block.everyone().repeat(points.samples)
+        index = block.repeated(points.samples)
         if self.rules.report:
             return self._reported(engine, block, points.rows, index)
         answers = engine.ask(block, points.rows, index, self.need, self._comparison(engine, block, index))

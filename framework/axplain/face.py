@@ -180,7 +180,7 @@ def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
     progress = arguments.pop("progress")
     asked = seated(_normalise(arguments))
     model = asked.problem.model
-    warn_in_training(model.module)
+    warn_in_training(model.parts)
     if need_of(asked.call) == "rules":
         refuse_hidden_code(model)
     planned = _planned(asked)
@@ -189,7 +189,7 @@ def _explain(arguments: dict[str, Any]) -> tuple[Explanation, ...]:
         floating = asked.call.innermost.spec.requires.input_dtype == "floating"
         engine = Engine(asked.batch_size, callback, planned.forward_rows, differentiates=floating)
         stack.enter_context(occupied(model.function, _hooks(asked)))
-        stack.enter_context(untouched(model.module, asked.problem.device))
+        stack.enter_context(untouched(model.parts, asked.problem.device))
         problem = _aim(asked, engine)
         registry().plugins.hook.axplain_before_explain(call=asked.call, problem=problem)
         outcomes = run_targets(asked.call, problem, engine, Settings({}, asked.tolerance, asked.verify))

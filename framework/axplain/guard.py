@@ -7,7 +7,7 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,11 +93,11 @@ def plain_mode() -> Iterator[None]:
 
 
 @contextmanager
-def untouched(module: torch.nn.Module | None, device: torch.device) -> Iterator[None]:
+def untouched(parts: Mapping[str, torch.nn.Module], device: torch.device) -> Iterator[None]:
     """Run something with the model and put back whatever its passes changed."""
     random_states = RandomStates.capture(device)
-    buffers = _copies(module)
-    flags = _training_flags(module) if module is not None and not isinstance(module, _Evaluating) else []
+    buffers = _copies(parts.values())
+    flags = [] if isinstance(parts.get(""), _Evaluating) else _training_flags(parts.values())
 
     def restore() -> bool:
         _put_back(buffers)
@@ -119,8 +119,8 @@ def untouched(module: torch.nn.Module | None, device: torch.device) -> Iterator[
         )
 
 
-def _training_flags(module: torch.nn.Module) -> list[tuple[torch.nn.Module, bool]]:
-    return [(part, part.training) for part in module.modules()]
+def _training_flags(parts: Iterable[torch.nn.Module]) -> list[tuple[torch.nn.Module, bool]]:
+    return [(part, part.training) for part in parts]
 
 
 def _set_training(flags: list[tuple[torch.nn.Module, bool]]) -> None:
@@ -129,12 +129,10 @@ def _set_training(flags: list[tuple[torch.nn.Module, bool]]) -> None:
             part.training = training
 
 
-def _copies(module: torch.nn.Module | None) -> list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]:
-    if module is None:
-        return []
+def _copies(parts: Iterable[torch.nn.Module]) -> list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]:
     return [
         (owner, name, buffer, buffer._version, buffer.clone())
-        for owner in module.modules()
+        for owner in parts
         for name, buffer in owner._buffers.items()
         if buffer is not None and not buffer.is_inference()
     ]
@@ -149,13 +147,13 @@ def _put_back(buffers: list[tuple[torch.nn.Module, str, Tensor, int, Tensor]]) -
                 buffer.copy_(copy)
 
 
-def warn_in_training(module: torch.nn.Module | None) -> None:
+def warn_in_training(parts: Mapping[str, torch.nn.Module]) -> None:
     """Warn where batch normalisation or dropout run in training mode: they mix examples or draw random numbers."""
-    if module is None or isinstance(module, _Evaluating):
+    if isinstance(parts.get(""), _Evaluating):
         return
     suspects = [
         f"{name} ({type(m).__name__})" if name else type(m).__name__
-        for name, m in module.named_modules()
+        for name, m in parts.items()
         if m.training and (isinstance(m, _BatchNorm) or (isinstance(m, _DropoutNd) and m.p > 0))
     ]
     if suspects:
@@ -179,7 +177,7 @@ class _Evaluating(torch.nn.Module):
         model = id(self.model)
         with _lock:
             if not _evaluations[model]:
-                _modes[model] = _training_flags(self.model)
+                _modes[model] = _training_flags(self.model.modules())
                 self.model.eval()
             _evaluations[model] += 1
         try:

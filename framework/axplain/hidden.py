@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,24 +21,24 @@ def refuse_hidden_code(
     Raises:
         UncoveredOperation: the model, or a part of it, is scripted, compiled or spread over devices by threads.
     """
-    hidden: dict[type, str] = {
-        torch.jit.ScriptModule: "scripted: explain the module that was scripted",
-        torch.jit.ScriptFunction: "scripted: explain the function that was scripted",
-        torch.nn.DataParallel: "run by threads: explain model.module",
-    }
-    parts: dict[str, Any] = dict(model.module.named_modules()) if model.module is not None else {"": model.function}
+    parts: Mapping[str, Any] = model.parts or {"": model.function}
     for name, part in parts.items():
-        if around is not None and not any(inner is around for inner in part.modules()):
-            continue
-        where = f"module {name!r} is " if name else "it is "
-        for kind, cure in hidden.items():
-            if isinstance(part, kind):
-                raise UncoveredOperation(f"model: {where}{cure}. {why}")
-        if _compiled(part):
-            raise UncoveredOperation(f"model: {where}compiled: explain the module before torch.compile. {why}")
+        how = _hidden(part)
+        if how and (around is None or any(inner is around for inner in part.modules())):
+            where = f"module {name!r} is " if name else "it is "
+            raise UncoveredOperation(f"model: {where}{how}. {why}")
 
 
-def _compiled(part: object) -> bool:
-    """Whether it came from torch.compile, or is a module whose own `compile` was called."""
-    made = hasattr(part, "_orig_mod") or hasattr(part, "_torchdynamo_orig_callable")
-    return made or getattr(part, "_compiled_call_impl", None) is not None
+def _hidden(part: Any) -> str:
+    """Say how the code of a module, or function, is hidden and what to explain instead; nothing where it is not."""
+    if isinstance(part, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        return (
+            f"scripted: explain the {'module' if isinstance(part, torch.nn.Module) else 'function'} that was scripted"
+        )
+    if isinstance(part, torch.nn.DataParallel):
+        return "run by threads: explain model.module"
+    own = getattr(part, "__dict__", {})  # asking a module for what it has not is slow
+    compiled = "_orig_mod" in own.get("_modules", own) or own.get("_compiled_call_impl") is not None
+    return (
+        "compiled: explain the module before torch.compile" if compiled or "_torchdynamo_orig_callable" in own else ""
+    )

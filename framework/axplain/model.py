@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,17 @@ class Model:
         """The model as a module, where it is one."""
         return self.function if isinstance(self.function, torch.nn.Module) else None
 
+    @functools.cached_property
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """The model and all modules in it by their dotted names, walked once for a call; none of a plain callable."""
+        return dict(self.module.named_modules()) if self.module is not None else {}
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of all of them; one that is shared comes several times."""
+        each = (part._parameters.values() for part in self.parts.values())
+        return [parameter for parameters in each for parameter in parameters if parameter is not None]
+
     def __call__(self, inputs: Tensors, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
         """Return the raw output at some rows."""
         positional, keyword = arguments
@@ -72,8 +84,7 @@ class Model:
         except (RuntimeError, ValueError) as error:
             if isinstance(error, ArgumentError) or not _OF_TYPES.search(str(error)):
                 raise
-            parameters = self.module.parameters() if self.module else ()
-            types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+            types = {parameter.dtype for parameter in self.parameters if parameter.is_floating_point()}
             labelled = zip(self.structure.labels("x"), inputs, strict=False)
             other = next(
                 ((name, x.dtype) for name, x in labelled if x.is_floating_point() and {x.dtype} != types), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import torch
 from torch import Tensor
 
 
@@ -17,6 +18,8 @@ class Moments:
     @classmethod
     def of(cls, samples: Tensor) -> Moments:
         """Return the moments of (samples, ...)."""
+        if len(samples) == 1:
+            return cls(1, samples[0], torch.zeros_like(samples[0]))
         mean = samples.mean(0)
         return cls(len(samples), mean, (samples - mean).square().sum(0))
 

@@ -24,10 +24,10 @@ class Call:
     spec: Spec
     values: Mapping[str, Any]
     unsized: Call | None = attrs.field(default=None, eq=False, repr=False)
+    inner: Call | None = attrs.field(init=False, eq=False, repr=False)  #: the method inside a lift
 
-    @property
-    def inner(self) -> Call | None:
-        """The method inside a lift."""
+    @inner.default
+    def _inside(self) -> Call | None:
         return next((value for value in self.values.values() if isinstance(value, Call)), None)
 
     @property

@@ -132,6 +132,11 @@ class Problem:
         """Return the index of all examples."""
         return torch.arange(self.batch, device=self.device)
 
+    def repeated(self, samples: int) -> Tensor:
+        """Return the index of all examples, once for each sample, sample-major."""
+        everyone = self.everyone()
+        return everyone if samples == 1 else everyone.repeat(samples)
+
     def reference_table(self) -> References:
         """Return the references of a method that the door gave some."""
         if self.references is None:

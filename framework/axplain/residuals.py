@@ -92,8 +92,8 @@ def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None
 
 def _rows_alone(problem: Problem) -> int:
     """Return how many rows a pass must have at least: batch normalisation in training refuses a single one."""
-    module = problem.model.module
-    return 2 if module is None or any(part.training for part in module.modules()) else 1
+    parts = problem.model.parts.values()
+    return 2 if not parts or any(part.training for part in parts) else 1
 
 
 def _distinct_questions(problem: Problem, references: References, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

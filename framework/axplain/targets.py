@@ -152,20 +152,25 @@ class IndexTarget(Same):
     indexes: ClassVar = True
 
     indices: Tensor
+    _same: list[int] | None = attrs.field(init=False)  # where it is one for all
+
+    @_same.default
+    def _for_all(self) -> list[int] | None:
+        return [int(item) for item in self.indices[0]] if len(self.indices) == 1 else None
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""
-        output = rows_of(output_tensor(raw), len(index))
-        shape = output.shape[1:]
-        if len(self.indices) > 1:
+        output, same = output_tensor(raw), self._same
+        shape = shape_of_rows(output, index.shape[0])
+        if same is None:
             self._check(shape)
             columns = self.indices.to(output.device)[index.to(output.device)]
-            return output[(torch.arange(len(index), device=output.device), *columns.unbind(1))]
-        same = self.indices[0].tolist()
+            chosen: Tensor = output[(torch.arange(len(index), device=output.device), *columns.unbind(1))]
+            return chosen
         if len(same) != len(shape) or not all(-size <= item < size for item, size in zip(same, shape, strict=True)):
             self._check(shape)
-        picked: Tensor = output[:, *same]
-        return picked
+        place: tuple[int | slice, ...] = (slice(None), *same)
+        return output[place]
 
     def _check(self, shape: torch.Size) -> None:
         depth = self.indices.shape[1]
@@ -271,11 +276,22 @@ def rows_of(output: Tensor, rows: int) -> Tensor:
     Raises:
         UnsupportedModel: it has not.
     """
-    if output.ndim == 0 or len(output) != rows:
-        shape = tuple(output.shape)
-        raise UnsupportedModel(
-            f"model: {rows} rows went in and the output has the shape {shape}; expected {rows} as its first dimension. "
-            "For a model that returns one number for a batch, such as a mean loss, explain axplain.per_batch(model) at "
-            "x.unsqueeze(0); sequence-first output needs a wrapper that puts the batch first."
-        )
+    shape_of_rows(output, rows)
     return output
+
+
+def shape_of_rows(output: Tensor, rows: int) -> torch.Size:
+    """Return the shape of a row of the output.
+
+    Raises:
+        UnsupportedModel: it has not one row per input row.
+    """
+    shape = output.shape
+    if not shape or shape[0] != rows:
+        raise UnsupportedModel(
+            f"model: {rows} rows went in and the output has the shape {tuple(shape)}; expected {rows} as its first "
+            "dimension. For a model that returns one number for a batch, such as a mean loss, explain "
+            "axplain.per_batch(model) at x.unsqueeze(0); sequence-first output needs a wrapper that puts the batch "
+            "first."
+        )
+    return shape[1:]

@@ -27,12 +27,13 @@ CARRIES_INVERSE: Final = frozenset(
 
 @attrs.frozen(eq=False)
 class Met:
-    """One call of a torch function that the mode met, and which of its tensors depend on the seat: places and marks."""
+    """One call of a torch function that the mode met, all of its tensors, and those that depend on the seat."""
 
     function: Callable[..., Any]
     name: Name
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any]
+    tensors: list[tuple[Place, Tensor]]
     found: list[tuple[Place, Tensor, Mark]]
     places: list[Place] = attrs.field(init=False)  #: where the dependent tensors are among the arguments
 
@@ -47,9 +48,14 @@ class Met:
 
     def replaced_by(self, call: Call, marks: Marks) -> Met:
         """Return another call in the place of this one."""
-        tensors = [(place, tensor) for place, tensor in flat(call.arguments, call.keywords) if place in call.places]
-        found = [(place, tensor, marks.of(tensor) or "smooth") for place, tensor in tensors]
-        return Met(call.function, Name(call.name), call.arguments, call.keywords, found)
+        tensors = flat(call.arguments, call.keywords)
+        found = [(place, tensor, marks.of(tensor) or "smooth") for place, tensor in tensors if place in call.places]
+        return Met(call.function, Name(call.name), call.arguments, call.keywords, tensors, found)
+
+    @property
+    def nodes(self) -> set[Any]:
+        """The nodes of the graph that gave what the call is given."""
+        return {tensor.grad_fn for _, tensor in self.tensors}
 
     @property
     def written(self) -> Tensor | None:

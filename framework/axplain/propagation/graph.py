@@ -1,13 +1,18 @@
-"""The second witness: every node of the autograd graph between the target and the seat is ours or linear."""
+"""The autograd graph between the target and the seat: changes at the nodes of an operation, and the second witness.
+
+The second witness: every node between them is ours, of an operation that a mode saw, or linear.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from torch import Tensor
+
+from axplain.structure import Tensors
 
 #: Nodes that are linear in all that flows into them; a trailing number is cut off before the look-up.
 LINEAR_NODES: Final = frozenset(
@@ -55,6 +60,8 @@ def foreign_nodes(value: Tensor, leaves: tuple[Tensor, ...], seen: set[Any], own
     `seen`: the nodes of operations that the mode let pass as linear. `own`: those of operations that keep their own
     gradient.
     """
+    if _all_known(value.grad_fn, seen, own):
+        return
     leading = _leading(value.grad_fn, {id(leaf) for leaf in leaves})
     for node in leading.values():
         name = node.name()
@@ -67,6 +74,26 @@ def foreign_nodes(value: Tensor, leaves: tuple[Tensor, ...], seen: set[Any], own
         most = 2 if stem.startswith("Add") or stem == "Baddbmm" else 1
         if not (stem in PRODUCT_NODES and node in seen and inputs <= most):
             yield name
+
+
+def _all_known(root: Any, seen: set[Any], own: set[Any]) -> bool:
+    """Whether every node of the graph is ours, or of an operation with its own gradient, or moves and adds elements.
+
+    Most graphs are such, and then nobody needs to know which of their nodes lead to a leaf.
+    """
+    met, stack = {root}, [root] if root is not None else []
+    while stack:
+        node = stack.pop()
+        if node not in own:
+            name = node.name()
+            stem = _stem(name)
+            if name != OURS and (stem not in LINEAR_NODES or (stem in CHOOSING_NODES and node not in seen)):
+                return False
+        for edge, _ in node.next_functions:
+            if edge is not None and edge not in met:
+                met.add(edge)
+                stack.append(edge)
+    return True
 
 
 @functools.lru_cache(maxsize=4096)
@@ -90,3 +117,90 @@ def _leading(root: Any, leaves: set[int]) -> dict[Any, Any]:
             stack.append((node, True))
             stack.extend((edge, False) for edge in following if edge not in reaches)
     return {node: node for node, reached in reaches.items() if reached}
+
+
+#: Where a gradient goes on to: a node, and which of its outputs.
+Edge = tuple[Any, int]
+#: Notes down how much arrived at an operation, and what left it.
+Book = Callable[[Any, Sequence[Tensor | None]], None]
+
+
+def new_nodes(results: Sequence[Tensor], before: set[Any], known: set[Any]) -> list[Any]:
+    """Return the nodes that an operation added to the graph. `before`: the nodes of what it was given."""
+    made: list[Any] = []
+    stack = [tensor.grad_fn for tensor in results]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in before and node not in known and node not in made:
+            made.append(node)
+            stack.extend(edge for edge, _ in node.next_functions)
+    return made
+
+
+def shared_inputs(inputs: Sequence[Tensor], shares: Sequence[float]) -> tuple[Tensors, dict[Edge, int]]:
+    """Return what an operation is given, and the edge by which the gradient leaves it towards each input with a share.
+
+    An input without one is given as a constant; one that comes twice, or from no operation, gets an edge of its own.
+    """
+    given, edges = [], dict[Edge, int]()
+    for place, (tensor, share) in enumerate(zip(inputs, shares, strict=True)):
+        if not share or not tensor.requires_grad:
+            given.append(tensor.detach())
+            continue
+        if tensor.grad_fn is None or (tensor.grad_fn, tensor.output_nr) in edges:
+            tensor = tensor.view_as(tensor)
+        edges[tensor.grad_fn, tensor.output_nr] = place
+        given.append(tensor)
+    return tuple(given), edges
+
+
+def hook_inputs(
+    nodes: Sequence[Any],
+    edges: dict[Edge, int],
+    before: Callable[[Tensor, Tensor], Tensor],
+    seen: Sequence[Tensor],
+    shares: Sequence[float],
+    book: Book | None,
+) -> None:
+    """Change what the nodes of an operation hand on to its inputs, and note it down."""
+    for node in nodes:
+        leading = [(k, edges[edge]) for k, edge in enumerate(node.next_functions) if edge in edges]
+        if leading:
+            node.register_hook(_changing(leading, before, seen, shares, book))
+
+
+def hook_output(
+    result: Tensor, behind: Callable[[Tensor, Tensor], Tensor], kept: Sequence[Tensor], book: Book | None
+) -> None:
+    """Change what arrives at the last node of an operation, and note it down."""
+    place = result.output_nr
+
+    def arrive(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        gradient = gradients[place]
+        if gradient is None:
+            return gradients
+        if book is not None:
+            book(gradient, ())
+        return (*gradients[:place], behind(gradient, kept[0]), *gradients[place + 1 :])
+
+    assert result.grad_fn is not None, "the operation made a node"
+    result.grad_fn.register_prehook(arrive)
+
+
+def _changing(
+    leading: Sequence[tuple[int, int]], before: Callable[[Tensor, Tensor], Tensor], seen: Sequence[Tensor],
+    shares: Sequence[float], book: Book | None,
+) -> Callable[..., tuple[Tensor | None, ...]]:  # fmt: skip
+    def leave(onward: tuple[Tensor | None, ...], arrived: Any) -> tuple[Tensor | None, ...]:
+        changed = list(onward)
+        for k, place in leading:
+            gradient = onward[k]
+            if gradient is None:
+                continue
+            new = before(gradient, seen[place])
+            changed[k] = new if shares[place] == 1 else new * shares[place]
+            if book is not None:
+                book(0.0, (changed[k],))
+        return tuple(changed)
+
+    return leave

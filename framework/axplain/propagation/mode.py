@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from axplain.errors import UncoveredOperation
 from axplain.propagation.calls import CARRIES_INVERSE, Met, RuledCall, calling_module, module_calling, result_mark
+from axplain.propagation.graph import hook_inputs, hook_output, new_nodes, shared_inputs
 from axplain.propagation.marks import DIFFERS, LOST, Mark, Marks
 from axplain.propagation.opaque import OPAQUE
 from axplain.propagation.operations import (
@@ -28,13 +29,11 @@ from axplain.propagation.operations import (
     STEPS,
     VIEWS,
     WHOLE,
-    Name,
     Operation,
     differentiable,
     flat,
     in_training,
     is_linear,
-    is_python,
     looked_into,
     name_of,
     no_grad,
@@ -89,18 +88,21 @@ class PropagationMode(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Decide what to do with one operation."""
-        kwargs = kwargs or {}
-        found = [(place, tensor, mark) for place, tensor in flat(args, kwargs) if (mark := self.marks.of(tensor))]
+        kwargs, name = kwargs or {}, name_of(func)
+        if name.about:
+            return func(*args, **kwargs)
+        tensors = flat(args, kwargs)
+        found = [(place, tensor, mark) for place, tensor in tensors if (mark := self.marks.of(tensor))]
         if not found:
             return func(*args, **kwargs)
-        return self._meet(Met(func, name_of(func), args, kwargs, found))
+        return self._meet(Met(func, name, args, kwargs, tensors, found))
 
     def _meet(self, met: Met) -> Any:
         name, function = met.name.name, met.function
         if in_training(name, met.arguments, met.keywords):
             return self._unknown(met, _IN_TRAINING)
         rule = self.rules.rule(name)
-        if is_python(function) and (rule is None or name not in WHOLE) and function not in self._inside:
+        if met.name.python and (rule is None or name not in WHOLE) and function not in self._inside:
             return looked_into(self, self._inside, function, met.arguments, met.keywords)
         if getattr(function, "__name__", "") == "__set__" and name != "data":  # hooks, requires_grad
             return met.run()
@@ -160,10 +162,11 @@ class PropagationMode(TorchFunctionMode):
 
     def _linear(self, met: Met, nodes: set[Any] | None = None) -> Any:
         """Run an operation as it is, and remember which nodes it added to the graph."""
-        before = {tensor.grad_fn for _, tensor in flat(met.arguments, met.keywords)}
-        result = met.run()
+        before, result = met.nodes, met.run()
         written = () if met.written is None else (met.written,)
-        self._see([*tensors_in(result), *written], before, self._nodes if nodes is None else nodes)
+        known = self._nodes if nodes is None else nodes
+        if known is not None:
+            known.update(new_nodes([*tensors_in(result), *written], before, known))
         return result
 
     def _unruled(self, met: Met) -> Any:
@@ -270,17 +273,6 @@ class PropagationMode(TorchFunctionMode):
     def _where(self) -> str:
         return module_calling(self.root)
 
-    def _see(self, results: Sequence[Tensor], before: set[Any], nodes: set[Any] | None) -> None:
-        """Note the nodes that an operation added to the graph."""
-        if nodes is None:
-            return
-        stack = [tensor.grad_fn for tensor in results]
-        while stack:
-            node = stack.pop()
-            if node is not None and node not in before and node not in nodes:
-                nodes.add(node)
-                stack.extend(edge for edge, _ in node.next_functions)
-
     @abstractmethod
     def _flows(self, tensor: Tensor) -> bool:
         """Whether a gradient flows through a result."""
@@ -332,7 +324,8 @@ class PropagationMode(TorchFunctionMode):
         if written is None:
             return type(result)((output, *others)) if others else output
         written.copy_(output)
-        self._see([written], {output.grad_fn}, self._nodes)
+        if self._nodes is not None:
+            self._nodes.update(new_nodes([written], {output.grad_fn}, self._nodes))
         self.marks.put(written, self.marks.of(output) or "smooth")
         self.marks.write(written)
         return written
@@ -380,7 +373,9 @@ class Following(PropagationMode):
     ) -> None:
         super().__init__(rules, root, notes)
         self.reader, self.ledger = reader, ledger
-        self._nodes, self._own = set(), set()
+        self.nodes: set[Any] = set()
+        self.own: set[Any] = set()
+        self._nodes, self._own = self.nodes, self.own
         self.kept = Kept()
 
     def _flows(self, tensor: Tensor) -> bool:
@@ -416,44 +411,33 @@ class Following(PropagationMode):
         return met.name.name not in SEVERAL_RESULTS and met.name.name not in VIEWS
 
     def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
-        shares = around.shares or (1.0,) * len(met.found)
+        found = [tensor for _, tensor, _ in met.found]
+        shares = around.shares or (1.0,) * len(found)
+        given, edges = shared_inputs(found, shares)
+        arguments, keywords = replaced(met.arguments, met.keywords, tuple(met.places), given)
         book = self._book(met.name.name)
-        inputs = [
-            self._before(around, tensor, tensor.clone() if tensor is met.written else tensor, share, book)
-            for (_, tensor, _), share in zip(met.found, shares, strict=True)
-        ]
-        arguments, keywords = replaced(met.arguments, met.keywords, tuple(met.places), inputs)
-        run = met.function if met.written is None else plain
-        given = Met(around.through or run, Name(met.name.name), tuple(arguments), keywords, met.found)
-        result: Tensor = self._linear(given, self._own)
-        shown = result.detach() if around.through is None else no_grad(run, *met.arguments, **met.keywords)
-        behind = Passage(
-            around.behind, self.kept.keep((shown,)), [shown], book and (lambda arrived, _: book(arrived, ()))
-        )
-        output: Tensor = Ruled.apply(behind, result)  # type: ignore[no-untyped-call]
-        self._mark_result(output, mark)
-        return output
+        if around.before is not None:
+            held = self.kept.keep(tuple(tensor.clone() if tensor is met.written else tensor for tensor in found))
+        before = met.nodes | {node for node, _ in edges}
+        result: Tensor = (around.through or plain)(*arguments, **keywords)
+        nodes = new_nodes([result], before, self.own)
+        self.own.update(nodes)
+        if around.before is not None:
+            hook_inputs(nodes, edges, around.before, held, shares, book)
+        if around.through is not None:
+            shown = no_grad(plain, *met.arguments, **met.keywords)
+            passage = Passage(around.behind, self.kept.keep((shown,)), [shown], book and (lambda g, _: book(g, ())))
+            result = Ruled.apply(passage, result)  # type: ignore[no-untyped-call]
+        elif nodes:  # else it gave its argument itself
+            hook_output(result, around.behind, self.kept.keep((result,)), book)
+        self._mark_result(result, mark)
+        return result
 
     def _handed_on(self, met: Met, known: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         ((_, tensor, _),) = met.found
         output: Tensor = Ruled.apply(Passage(change, [], [known]), tensor)  # type: ignore[no-untyped-call]
         self._mark_result(output, result_mark(met))
         return output
-
-    def _before(
-        self, around: Around, tensor: Tensor, held: Tensor, share: float, book: Callable[[Any, Any], None] | None
-    ) -> Tensor:
-        if not share:
-            return tensor.detach()
-        before = around.before
-        if before is None:
-            return tensor
-        change = before if share == 1 else lambda gradient, x: before(gradient, x) * share
-        passage = Passage(
-            change, self.kept.keep((held,)), [held.detach()], book and (lambda _, left: book(0.0, (left,)))
-        )
-        passed: Tensor = Ruled.apply(passage, tensor)  # type: ignore[no-untyped-call]
-        return passed
 
     def _book(self, operation: str) -> Callable[[Any, Any], None] | None:
         """Return what notes down how much an operation keeps, where that was asked for."""
@@ -469,13 +453,3 @@ class Following(PropagationMode):
                     ledger.book(name, 0.0, tensor)
 
         return book
-
-    @property
-    def nodes(self) -> set[Any]:
-        """The nodes of the graph that linear operations made."""
-        return self._nodes or set()
-
-    @property
-    def own(self) -> set[Any]:
-        """The nodes of operations that keep their own gradient."""
-        return self._own or set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -104,6 +104,15 @@ SHAPED: Final = frozenset(
         *("new_empty_strided",),
     }
 )
+#: What may be asked of a tensor without looking at its numbers.
+ABOUT: Final = frozenset(
+    {
+        *("shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "len", "dtype", "device", "layout"),
+        *("is_cuda", "is_cpu", "is_mps", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_floating_point"),
+        *("is_complex", "is_contiguous", "stride", "element_size", "itemsize", "requires_grad", "is_leaf"),
+        *("storage_offset", "get_device", "names", "has_names", "is_inference", "__len__"),
+    }
+)
 #: The second argument lends its shape, dtype or device alone.
 LIKE: Final = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
 #: Numbers that leave torch: the same for example and reference, or what follows cannot be explained.
@@ -125,28 +134,38 @@ _CHECKS: Final = ("has_torch_function", "has_torch_function_unary", "has_torch_f
 
 @attrs.frozen
 class Name:
-    """An operation by its canonical name, and whether it writes into its first argument."""
+    """An operation by its canonical name, whether it writes into its first argument, and whether it tells but a shape.
+
+    `python`: torch wrote it in Python, so that a mode can look inside.
+    """
 
     name: str
     in_place: bool = False
+    python: bool = False
+    about: bool = attrs.field(init=False)
+
+    @about.default
+    def _tells_no_numbers(self) -> bool:
+        return self.name in ABOUT and not self.in_place
 
 
 @functools.lru_cache(maxsize=4096)
 def name_of(function: Callable[..., Any]) -> Name:
     """Return the name that all spellings of an operation share: `F.relu`, `torch.relu_`, `Tensor.__iadd__`."""
     name = getattr(function, "__name__", type(function).__name__)
+    python = is_python(function)
     if name in ("__get__", "__set__"):
-        return Name(function.__self__.__name__, in_place=name == "__set__")  # type: ignore[attr-defined]
+        return Name(function.__self__.__name__, name == "__set__", python)  # type: ignore[attr-defined]
     if name.startswith("__"):
         plain = name.strip("_")
         if plain == "setitem":
-            return Name(plain, in_place=True)
+            return Name(plain, True, python)
         if plain[0] == "i" and plain[1:] in _OPERATORS:
-            return Name(_OPERATORS[plain[1:]], in_place=True)
-        return Name(_OPERATORS.get(plain, name))
+            return Name(_OPERATORS[plain[1:]], True, python)
+        return Name(_OPERATORS.get(plain, name), False, python)
     if name.endswith("_") and not name.startswith("_"):
-        return Name(name[:-1], in_place=True)
-    return Name(name)
+        return Name(name[:-1], True, python)
+    return Name(name, False, python)
 
 
 _OPERATORS: Final = {
@@ -155,15 +174,15 @@ _OPERATORS: Final = {
 }
 
 
-def flat(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Iterator[tuple[Place, Tensor]]:
-    """Yield every tensor among the arguments, and where it is; lists and tuples are looked into."""
+def flat(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[tuple[Place, Tensor]]:
+    """Return every tensor among the arguments, and where it is; lists and tuples are looked into."""
+    found: list[tuple[Place, Tensor]] = []
     for key, value in (*enumerate(arguments), *keywords.items()):
         if isinstance(value, Tensor):
-            yield (key,), value
+            found.append(((key,), value))
         elif isinstance(value, list | tuple):
-            for place, item in enumerate(value):
-                if isinstance(item, Tensor):
-                    yield (key, place), item
+            found += [((key, place), item) for place, item in enumerate(value) if isinstance(item, Tensor)]
+    return found
 
 
 def replaced(

@@ -40,7 +40,7 @@ def last_convolution(problem: Problem, method: str) -> Site:
     if not maps:
         came = "nothing came, and no convolution of the model gives a map with axes of space"
         raise ArgumentError("layer", came, expected)
-    convolutions = [part for part in module.modules() if isinstance(part, _ConvNd)]
+    convolutions = [part for part in problem.model.parts.values() if isinstance(part, _ConvNd)]
     if len(convolutions) == 1 and _cuts(convolutions[0]):
         raise ArgumentError(
             "layer", "nothing came, and the only convolution cuts the input into patches", expected,
@@ -70,8 +70,8 @@ def _maps(problem: Problem, module: nn.Module) -> list[tuple[str, int | None]]:
     index = torch.zeros(1, dtype=torch.long, device=problem.device)
     with ExitStack() as stack:
         stack.enter_context(occupied(problem.model.function, True))
-        stack.enter_context(untouched(module, problem.device))
-        for name, part in module.named_modules():
+        stack.enter_context(untouched(problem.model.parts, problem.device))
+        for name, part in problem.model.parts.items():
             inside = max((len(c.kernel_size) for c in part.modules() if isinstance(c, _ConvNd)), default=0)
             if name and (inside or type(part).__module__ in FOLLOWING):
                 stack.callback(part.register_forward_hook(partial(note, name=name, dimensions=inside)).remove)

@@ -56,7 +56,7 @@ def _aligned(asked: Question) -> Question:
     problem, parts = asked.problem, asked.target.parts if asked.target is not None else ()
     if not any(isinstance(part, NeuronTarget) for part in parts):
         return asked
-    with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
+    with occupied(problem.model.function, True), untouched(problem.model.parts, problem.device):
         found = tuple(part.aligned(problem) if isinstance(part, NeuronTarget) else part for part in parts)
     return attrs.evolve(asked, target=found[0] if len(found) == 1 else SeveralTargets(found))
 

@@ -39,7 +39,7 @@ def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) 
 
 
 def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey:
-    with occupied(problem.model.function, True), untouched(problem.model.module, problem.device):
+    with occupied(problem.model.function, True), untouched(problem.model.parts, problem.device):
         (one, first, bypassed), (two, second, _) = (_traced(problem, sites, rows, replaced) for rows in ROWS)
     if first.keys() != second.keys():
         raise ArgumentError("layer", f"{in_words(sites)} runs for some rows and not for others", "one that always runs")

@@ -18,21 +18,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from axplain.propagation.operations import LIKE, SHAPED, name_of
+from axplain.propagation.operations import ABOUT, LIKE, SHAPED, name_of
 from axplain.structure import Tensors
 
 #: Rows of the two passes; batch normalisation in training refuses a single one.
 ROWS: Final = (2, 3)
-
-#: What may be asked of a tensor without looking at its numbers.
-ABOUT: Final = frozenset(
-    {
-        *("shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "len", "dtype", "device", "layout"),
-        *("is_cuda", "is_cpu", "is_mps", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_floating_point"),
-        *("is_complex", "is_contiguous", "stride", "element_size", "itemsize", "requires_grad", "is_leaf"),
-        *("storage_offset", "get_device", "names", "has_names", "is_inference", "__len__"),
-    }
-)
 
 #: What every block and function of torch that turns gradients on or off comes down to.
 SWITCH: Final = "_set_grad_enabled"

@@ -54,7 +54,7 @@ class MomentAggregation:
             if self.multiply_by == "tangent" and points.tangent is not None:
                 terms = terms * points.tangent[i]
             samples.append(self.transform(terms) if self.transform else terms)
-        origin = state.origin if state else tuple(terms[0] for terms in samples)
+        origin = state.origin if state is not None else tuple(terms[0] for terms in samples)
         chunk = [Moments.of(terms - first) for terms, first in zip(samples, origin, strict=True)]
         before = state.moments if state else [None] * len(chunk)
         return Terms(origin, tuple(merged(*pair) for pair in zip(before, chunk, strict=True)))

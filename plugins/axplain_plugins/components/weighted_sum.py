@@ -45,7 +45,8 @@ def _contract(weight: Tensor, terms: Tensor, tangent: Tensor | None) -> Tensor:
     terms = terms.to(accumulator(terms.dtype))
     if tangent is not None and len(tangent) > 1:
         terms = terms * tangent
-    summed = (weight.to(terms.device, terms.dtype) @ terms.flatten(1)).view(terms.shape[1:])
+    weight = weight.to(terms.device, terms.dtype)
+    summed = terms[0] * weight if len(terms) == 1 else (weight @ terms.flatten(1)).view(terms.shape[1:])
     return summed * tangent[0] if tangent is not None and len(tangent) == 1 else summed
 
 

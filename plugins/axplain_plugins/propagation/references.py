@@ -47,7 +47,7 @@ class EachReferencePlan:
     columns: Tensor
 
     def draw(self, block: Problem, samples: range) -> Points:
-        number, examples = len(samples), block.everyone().repeat(len(samples))
+        number, examples = len(samples), block.repeated(len(samples))
         return Points(
             x=map_tensors(lambda tensor: tensor[examples], block.inputs),
             samples=number,

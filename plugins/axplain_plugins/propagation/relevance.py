@@ -22,7 +22,7 @@ from axplain.propagation.operations import CHOOSING, DIVISOR, FACTORS, LINEAR, O
 from axplain.propagation.rules import CONSTANT, ONWARD, OWN_GRADIENT, Around, Call, Rule, RuleSet, Situation
 from axplain_plugins.propagation import shares
 from axplain_plugins.propagation.activations import ACTIVATIONS
-from axplain_plugins.propagation.composites import Assigned, Composite, Met, read
+from axplain_plugins.propagation.composites import COMPOSITES, Assigned, Composite, Met, read
 from axplain_plugins.propagation.normalised import SPREADLESS
 from axplain_plugins.propagation.shares import stabilised
 from axplain_plugins.propagation.weighted import CONVOLUTIONS, Weighted
@@ -225,12 +225,23 @@ _RULES: Final[Mapping[str, Rule]] = MappingProxyType(
 )
 
 
+_KNOWN: Final = frozenset(KINDS).union(*KINDS.values())
+
+
+def _make(composite: Any, attention: Any, report: bool, **settings: Any) -> Relevance:
+    return Relevance(read(composite, settings, _KNOWN), attention, report)
+
+
+_remembered: Final = functools.lru_cache(maxsize=64)(_make)
+
+
 @hookimpl
 def axplain_plugin() -> Any:
-    """Return what makes the rule set of relevance propagation."""
+    """Return what makes the rule set of relevance propagation, the same one for the same composite and numbers."""
 
     def make(composite: Any, attention: Any, report: bool, **settings: Any) -> Relevance:
-        known = frozenset(KINDS).union(*KINDS.values())
-        return Relevance(read(composite, settings, known), attention, report)
+        plain = all(isinstance(value, int | float | None) for value in settings.values())
+        known = plain and isinstance(composite, str) and composite in COMPOSITES  # no file, which may change
+        return (_remembered if known else _make)(composite, attention, report, **settings)
 
     return make
