@@ -59,6 +59,8 @@ class Groups:
 
     def _split(self, features: Tensor) -> Tensors:
         """Return (rows, ...) per tensor, from (rows, features) where every element is a feature."""
+        if len(self.shapes) == 1:
+            return (features.reshape(len(features), *self.shapes[0]),)
         parts = features.split([math.prod(shape) for shape in self.shapes], 1)  # type: ignore[no-untyped-call]
         return tuple(part.reshape(len(features), *shape) for part, shape in zip(parts, self.shapes, strict=True))
 

@@ -104,7 +104,7 @@ class Problem:
     @property
     def batch(self) -> int:
         """How many examples are explained."""
-        return len(self.inputs[0])
+        return self.inputs[0].shape[0]  # torch's len() is many times slower, and this is asked often
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +135,7 @@ class Problem:
     def repeated(self, samples: int) -> Tensor:
         """Return the index of all examples, once for each sample, sample-major."""
         everyone = self.everyone()
-        return everyone if samples == 1 else everyone.repeat(samples)
+        return everyone.expand(samples) if self.batch == 1 else everyone.repeat(samples)
 
     def reference_table(self) -> References:
         """Return the references of a method that the door gave some."""

@@ -77,7 +77,8 @@ def concatenate(parts: Iterable[Part]) -> Part:
 
 def rows_by_samples(tensor: Tensor, samples: int) -> Tensor:
     """View rows, which are sample-major, as (samples, examples, ...)."""
-    return tensor.reshape(samples, len(tensor) // samples, *tensor.shape[1:])
+    shape = tensor.shape
+    return tensor.reshape(samples, shape[0] // samples, *shape[1:])
 
 
 def trailing(vector: Tensor, like: Tensor) -> Tensor:

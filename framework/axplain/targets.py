@@ -156,7 +156,8 @@ class IndexTarget(Same):
 
     @_same.default
     def _for_all(self) -> list[int] | None:
-        return [int(item) for item in self.indices[0]] if len(self.indices) == 1 else None
+        one, *others = self.indices.tolist()
+        return None if others else one
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""

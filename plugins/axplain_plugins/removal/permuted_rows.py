@@ -47,31 +47,44 @@ class PermutedPlan:
         own = torch.arange(samples.start, samples.stop, device=device)
         feature = (own - 1) % self.features
         others = self.orders.index_select(0, (own - 1).clamp(min=0))
-        others = (others if block.origin is None else others[:, block.origin]).flatten()
-        keep = (own[:, None] == 0) | (feature[:, None] != torch.arange(self.features, device=device))
+        others = others if block.origin is None else others[:, block.origin]
+        taken = (own[:, None] > 0) & (feature[:, None] == torch.arange(self.features, device=device))
         x = map_tensors(
-            lambda mine, x, everyone: torch.where(
-                mine, x.unsqueeze(0), everyone.index_select(0, others).view(len(own), *x.shape)
-            ).flatten(0, 1),
-            block.features().elements(keep),
+            lambda taken, mine, all_: _with_others(mine, all_, taken, others),
+            block.features().elements(taken),
             block.inputs,
             self.inputs,
         )
-        return Points(x, len(samples), coefficients=self._coefficients(own, feature))
+        return Points(x, len(samples), coefficients=self._coefficients(samples, feature))
 
-    def _coefficients(self, own: Tensor, feature: Tensor) -> Coefficients:
-        drops = own > 0
-        sample = torch.arange(len(own), device=own.device)[drops]
-        factor = torch.full((len(sample),), -1.0 / self.rounds, dtype=torch.float64, device=own.device)
-        if len(sample) < len(own):  # sample 0 is among them
-            everyone = torch.arange(self.features, device=own.device)
-            ones = torch.ones(self.features, dtype=torch.float64, device=own.device)
+    def _coefficients(self, samples: range, feature: Tensor) -> Coefficients:
+        whole = 1 if samples.start == 0 else 0  # sample 0 is x
+        sample = torch.arange(whole, len(samples), device=feature.device)
+        factor = torch.full((len(sample),), -1.0 / self.rounds, dtype=torch.float64, device=feature.device)
+        dropped = feature[whole:]
+        if whole:
+            everyone = torch.arange(self.features, device=feature.device)
+            ones = torch.ones(self.features, dtype=torch.float64, device=feature.device)
             return Coefficients(
                 torch.cat([torch.zeros_like(everyone), sample]),
-                torch.cat([everyone, feature[drops]]),
+                torch.cat([everyone, dropped]),
                 torch.cat([ones, factor]),
             )
-        return Coefficients(sample, feature[drops], factor)
+        return Coefficients(sample, dropped, factor)
+
+
+def _with_others(x: Tensor, everyone: Tensor, taken: Tensor, others: Tensor) -> Tensor:
+    """Return (samples * batch, ...) rows of x in which the elements of `taken` are those of other examples.
+
+    `taken`: (samples, 1 or batch, ...). `others`: (samples, batch) which ones. Most elements are x's own.
+    """
+    rows = x.repeat(len(taken), *[1] * (x.ndim - 1))
+    sample, example, element = (place[:, None] for place in taken.flatten(2).nonzero().unbind(1))
+    if taken.shape[1] == 1:
+        example = torch.arange(len(x), device=x.device)[None]
+    values = everyone.flatten(1)[others[sample, example], element]
+    rows.view(len(taken), len(x), -1)[sample, example, element] = values
+    return rows
 
 
 @hookimpl
