@@ -29,6 +29,8 @@ def resolve_arguments(
     positional: Any, keyword: Any, inputs: Tensors, structure: Structure, *, whole: bool
 ) -> Arguments:
     """Return the model's other arguments. `whole`: its rows are batches, so that every tensor needs a row for each."""
+    if positional is None and keyword is None:
+        return Arguments()
     values = () if positional is None else positional if isinstance(positional, tuple) else (positional,)
     named = {} if keyword is None else keyword
     if not isinstance(named, Mapping):

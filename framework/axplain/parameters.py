@@ -67,7 +67,7 @@ def settle_values(spec: Spec, given: Mapping[str, Any], label: str = "{}") -> di
     Raises:
         ArgumentError: a parameter is unknown, missing, mistyped or out of bounds.
     """
-    unknown = sorted(map(str, given.keys() - spec.parameters.keys()))
+    unknown = sorted(str(name) for name in given if name not in spec.parameters)
     if unknown:
         near = near_names(unknown[0], {*spec.parameters, *(RESERVED if label == "{}" else ())})
         raise ArgumentError(
@@ -186,20 +186,17 @@ def _check_bounds(spec: Spec, values: Mapping[str, Any], label: str, sizes: Mapp
     for name, parameter in spec.parameters.items():
         items = values[name] if isinstance(values[name], tuple) else (values[name],)
         for low, bound in ((True, parameter.min), (False, parameter.max)):
-            limit = _limit(bound, known)
+            limit = None if bound is None else _limit(bound, known)
+            if limit is None:
+                continue
             for item in items:
-                if (
-                    limit is None
-                    or item is None
-                    or isinstance(item, Formula)
-                    or (item >= limit if low else item <= limit)
-                ):
+                if item is None or isinstance(item, Formula) or (item >= limit if low else item <= limit):
                     continue
                 expected = _expected(parameter, f" of at {'least' if low else 'most'} {limit:g}")
                 raise ArgumentError(label.format(name), f"{item!r} came", expected, parameter.doc)
 
 
-def _limit(bound: float | Formula | None, values: Mapping[str, Any]) -> float | None:
+def _limit(bound: float | Formula, values: Mapping[str, Any]) -> float | None:
     if not isinstance(bound, Formula):
         return bound
     return bound(values) if bound.names <= values.keys() else None

@@ -111,7 +111,8 @@ def warn_incomplete(claim: Claim, method: str, outcome: Outcome, dtype: torch.dt
     if claim.warn_above is None:
         return
     residual, scale = outcome.checks["completeness"], outcome.checks["difference"]
-    if bool((residual.abs() <= claim.warn_above * scale.abs()).all()):
+    pairs = zip(residual.tolist(), scale.tolist(), strict=True)
+    if all(abs(off) <= claim.warn_above * abs(difference) for off, difference in pairs):
         return
     rounding = 32 * torch.finfo(dtype).eps * total(map_tensors(torch.abs, outcome.attributions))
     excess = residual.abs() - claim.warn_above * scale.abs() - rounding

@@ -42,7 +42,7 @@ class Readout:
         values = answers.value.view(points.samples, -1).to(state.total.dtype)
         if state.ends is not None:
             values = torch.cat([values, state.ends[1][None].to(values), state.ends[0][None].to(values)])
-        terms = entries.factor[:, None].to(values.dtype) * values[entries.sample]
+        terms = entries.factor[:, None].to(values.dtype) * values[entries.sample]  # the last two are the ends
         if entries.unit is None:
             state.total.index_add_(0, entries.feature, terms)
         else:
@@ -70,7 +70,7 @@ def _add_units(state: Sums, entries: Coefficients, terms: Tensor) -> None:
     sums = torch.zeros(count * features, batch, dtype=terms.dtype, device=terms.device)
     sums.index_add_(0, (entries.unit - before) * features + entries.feature, terms)
     sums = sums.view(count, features, batch)
-    sums[0] += state.total
+    sums[0].add_(state.total)
     whole = entries.complete - before
     if whole > 0:
         state.estimates = merged(state.estimates, Moments.of(sums[:whole]))
