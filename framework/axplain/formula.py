@@ -29,6 +29,7 @@ class Formula:
     """An arithmetic expression over names: numbers, + - * / // % **, min, max, ceil; nothing else."""
 
     text: str
+    names: frozenset[str] = attrs.field(init=False, repr=False, eq=False)  #: `inner.forward_rows` counts as one name
     _tree: ast.expr = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
@@ -42,12 +43,7 @@ class Formula:
         except SyntaxError as error:
             raise ValueError(f"{self.text!r} is not arithmetic") from error
         object.__setattr__(self, "_tree", tree)
-        _names(tree)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The names that the formula needs; `inner.forward_rows` counts as one name."""
-        return frozenset(_names(self._tree))
+        object.__setattr__(self, "names", frozenset(_names(tree)))
 
     def __call__(self, values: Mapping[str, Number]) -> Number:
         """Evaluate with a value for each name."""

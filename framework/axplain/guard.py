@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import pickle
 import random
 import sys
 import threading
@@ -22,7 +23,7 @@ from axplain.errors import UnsupportedModel, warn
 _lock = threading.Lock()
 _users: Counter[tuple[int, str]] = Counter()  # calls that explain a model, by its id and how
 _evaluations: Counter[int] = Counter()  # passes that hold a model in evaluation mode, by its id
-_seen: Any = None  # numpy's state as it was read last
+_seen: tuple[Any, bytes | None] | None = None  # numpy's state as it was read last, and its words
 _modes: dict[int, list[tuple[torch.nn.Module, bool]]] = {}  # the training flags that those passes put back
 
 
@@ -52,7 +53,7 @@ class RandomStates:
         random.setstate(self.python)
         torch.set_rng_state(self.cpu)
         if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
+            sys.modules["numpy"].random.set_state(self.numpy[0])
         if self.cuda is not None:
             torch.cuda.set_rng_state(*self.cuda)
 
@@ -63,23 +64,28 @@ def _numpy_state() -> Any:
     A state without a Gaussian left over gets one only by drawing, which moves it.
     """
     global _seen
-    if "numpy" in sys.modules and (_seen is None or _seen[3] or not _same_numpy(_seen)):
-        _seen = sys.modules["numpy"].random.get_state()
+    if "numpy" in sys.modules and (_seen is None or not _same_numpy(_seen)):
+        state = sys.modules["numpy"].random.get_state(legacy=False)
+        _seen = state, None if state["has_gauss"] else _numpy_words()
     return _seen
 
 
-def _same_numpy(before: Any) -> bool:
+def _same_numpy(before: tuple[Any, bytes | None] | None) -> bool:
     """Whether numpy's generator is where it was; reading all of its state again takes longer than a small model."""
     if before is None:
         return True
-    name, words, position, has_gauss, _ = before
+    state, words = before
+    if words is not None:  # nothing but a draw that moves them leaves a Gaussian over
+        return words == _numpy_words()
+    return pickle.dumps(state) == pickle.dumps(sys.modules["numpy"].random.get_state(legacy=False))
+
+
+def _numpy_words() -> bytes | None:
+    """Return the 624 words and the position of numpy's generator; None where it is none of these."""
     source = sys.modules["numpy"].random.get_bit_generator()
-    if name == "MT19937" and type(source).__name__ == name and not has_gauss:
-        # 624 words and the position; nothing but a draw that moves them leaves a Gaussian over
-        told = ctypes.string_at(source.ctypes.state_address, 625 * 4)
-        return bool(told == words.tobytes() + int(position).to_bytes(4, sys.byteorder))
-    now = sys.modules["numpy"].random.get_state()
-    return bool(before[2:] == now[2:] and words[0] == now[1][0])
+    if type(source).__name__ != "MT19937":
+        return None
+    return ctypes.string_at(source.ctypes.state_address, 625 * 4)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -156,7 +157,7 @@ def settle_parameter(name: str, parameter: Parameter, value: Any, spec: Spec) ->
         came = f"nothing came and {spec.name} needs it" if parameter.required else "None came"
         raise ArgumentError(name, came, _expected(parameter), parameter.doc)
     if value is parameter.default and parameter.by_features:
-        return Formula(value)  # settled by `sized`, once the features are known
+        return _formula(value)  # settled by `sized`, once the features are known
     if parameter.type == "method":
         return value if isinstance(value, Call) else settle_use(value, name)
     if parameter.type == "shape":
@@ -238,6 +239,9 @@ _NOUNS = {
     "table": "a name, a table, or the path of a TOML file",
     "values": "a number, or a tensor",
 }
+
+
+_formula = functools.lru_cache(Formula)
 
 
 def _expected(parameter: Parameter, bound: str = "") -> str:

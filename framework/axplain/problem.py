@@ -134,8 +134,7 @@ class Problem:
 
     def repeated(self, samples: int) -> Tensor:
         """Return the index of all examples, once for each sample, sample-major."""
-        everyone = self.everyone()
-        return everyone.expand(samples) if self.batch == 1 else everyone.repeat(samples)
+        return self.everyone().expand(samples, self.batch).reshape(-1)
 
     def reference_table(self) -> References:
         """Return the references of a method that the door gave some."""

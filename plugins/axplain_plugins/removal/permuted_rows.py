@@ -44,11 +44,11 @@ class PermutedPlan:
 
     def draw(self, block: Problem, samples: range) -> Points:
         device = block.device
-        own = torch.arange(samples.start, samples.stop, device=device)
-        feature = (own - 1) % self.features
-        others = self.orders.index_select(0, (own - 1).clamp(min=0))
+        order = torch.arange(samples.start - 1, samples.stop - 1, device=device)
+        feature = order.fmod(self.features)  # which leaves the -1 of sample 0, that of no feature
+        others = self.orders.index_select(0, order.clamp(min=0))
         others = others if block.origin is None else others[:, block.origin]
-        taken = (own[:, None] > 0) & (feature[:, None] == torch.arange(self.features, device=device))
+        taken = feature[:, None] == torch.arange(self.features, device=device)
         x = map_tensors(
             lambda taken, mine, all_: _with_others(mine, all_, taken, others),
             block.features().elements(taken),
@@ -78,13 +78,14 @@ def _with_others(x: Tensor, everyone: Tensor, taken: Tensor, others: Tensor) -> 
 
     `taken`: (samples, 1 or batch, ...). `others`: (samples, batch) which ones. Most elements are x's own.
     """
-    rows = x.repeat(len(taken), *[1] * (x.ndim - 1))
+    rows = x.expand(len(taken), *x.shape).clone(memory_format=torch.contiguous_format)  # a view would be the user's x
     sample, example, element = (place[:, None] for place in taken.flatten(2).nonzero().unbind(1))
     if taken.shape[1] == 1:
         example = torch.arange(len(x), device=x.device)[None]
-    values = everyone.flatten(1)[others[sample, example], element]
+    flat = everyone.flatten(1)
+    values = flat.take(others[sample, example] * flat.shape[1] + element)
     rows.view(len(taken), len(x), -1)[sample, example, element] = values
-    return rows
+    return rows.flatten(0, 1)
 
 
 @hookimpl
