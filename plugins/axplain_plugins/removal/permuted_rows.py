@@ -11,7 +11,9 @@ from torch import Tensor
 from axplain import hookimpl
 from axplain.problem import Problem
 from axplain.protocols import Coefficients, Points
+from axplain.randomness import Key
 from axplain.structure import Tensors, map_tensors
+from axplain_plugins.removal.memory import kept
 
 
 @attrs.frozen
@@ -24,11 +26,15 @@ class PermutedRows:
     n: int
 
     def plan(self, problem: Problem) -> PermutedPlan:
-        features = problem.features().count
-        generator = problem.key.at("permutations").generator()
-        drawn = torch.rand(self.n * features, problem.batch, generator=generator, dtype=torch.float64, device="cpu")
-        orders = drawn.argsort(1).to(problem.device)
-        return PermutedPlan(1 + self.n * features, features, self.n, orders, problem.inputs)
+        features, batch = problem.features().count, problem.batch
+        count = self.n * features
+        orders = kept(count * batch, _orders, count, batch, problem.key.at("permutations"), problem.device)
+        return PermutedPlan(1 + count, features, self.n, orders, problem.inputs)
+
+
+def _orders(count: int, batch: int, key: Key, device: torch.device) -> Tensor:
+    drawn = torch.rand(count, batch, generator=key.generator(), dtype=torch.float64, device="cpu")
+    return drawn.argsort(1).to(device)
 
 
 @attrs.frozen(eq=False)
@@ -55,22 +61,24 @@ class PermutedPlan:
             block.inputs,
             self.inputs,
         )
-        return Points(x, len(samples), coefficients=self._coefficients(samples, feature))
+        whole, asked = len(samples) == self.count, (samples, self.features, self.rounds, device)
+        coefficients = kept(self.count, _coefficients, *asked) if whole else _coefficients(*asked)
+        return Points(x, len(samples), coefficients=coefficients)
 
-    def _coefficients(self, samples: range, feature: Tensor) -> Coefficients:
-        whole = 1 if samples.start == 0 else 0  # sample 0 is x
-        sample = torch.arange(whole, len(samples), device=feature.device)
-        factor = torch.full((len(sample),), -1.0 / self.rounds, dtype=torch.float64, device=feature.device)
-        dropped = feature[whole:]
-        if whole:
-            everyone = torch.arange(self.features, device=feature.device)
-            ones = torch.ones(self.features, dtype=torch.float64, device=feature.device)
-            return Coefficients(
-                torch.cat([torch.zeros_like(everyone), sample]),
-                torch.cat([everyone, dropped]),
-                torch.cat([ones, factor]),
-            )
-        return Coefficients(sample, dropped, factor)
+
+def _coefficients(samples: range, features: int, rounds: int, device: torch.device) -> Coefficients:
+    """Return what each sample counts for its feature; sample 0, which is x, counts once for all of them."""
+    whole = 1 if samples.start == 0 else 0
+    sample = torch.arange(whole, len(samples), device=device)
+    feature = (sample + samples.start - 1) % features
+    factor = torch.full((len(sample),), -1.0 / rounds, dtype=torch.float64, device=device)
+    if not whole:
+        return Coefficients(sample, feature, factor)
+    everyone = torch.arange(features, device=device)
+    ones = torch.ones(features, dtype=torch.float64, device=device)
+    return Coefficients(
+        torch.cat([torch.zeros_like(everyone), sample]), torch.cat([everyone, feature]), torch.cat([ones, factor])
+    )
 
 
 def _with_others(x: Tensor, everyone: Tensor, taken: Tensor, others: Tensor) -> Tensor:
