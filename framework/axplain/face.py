@@ -379,7 +379,7 @@ def _mirror(tensors: Tensors, asked: Question, problem: Problem) -> Tensors:
         if tensor.shape != shape:
             raise PluginError(f"the method returned the shape {tuple(tensor.shape)} for an input {tuple(shape)}")
     return tuple(
-        tensor.detach().to(problem.device, dtype if dtype.is_floating_point else torch.float32)
+        tensor.detach().to(problem.device, dtype if dtype.is_floating_point else torch.float32).contiguous()
         for tensor, (_, dtype) in zip(tensors, wanted, strict=True)
     )
 

@@ -1,0 +1,79 @@
+"""Passes for values over pictures: channels side by side where convolutions gain by it, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import axplain
+
+
+class Network(nn.Module):
+    """A convolution and a head; `head` says how the maps become a vector."""
+
+    def __init__(self, head: str = "flatten") -> None:
+        super().__init__()
+        self.convolution, self.last, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 2), head
+        self.layouts: list[bool] = []
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        side_by_side = x.is_contiguous(memory_format=torch.channels_last)
+        self.layouts.append(side_by_side)
+        maps = self.convolution(x).relu()
+        if self.head == "view":  # fails where the elements of a map do not lie side by side
+            flat = maps.view(len(maps), -1)
+        elif self.head == "strides":  # errs there
+            flat = maps.as_strided((len(maps), 144), (144, 1))
+        else:
+            flat = maps.flatten(1)
+        out: Tensor = self.last(flat)
+        return out
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def ablation(model: Any, x: Tensor = X, **given: Any) -> Tensor:
+    found = axplain.explain(model, x, "occlusion", window=(3, 2, 2), stride=(3, 2, 2), target=0, **given)
+    attributions: Tensor = found.attributions
+    return attributions
+
+
+def test_values_of_pictures_are_asked_with_channels_side_by_side() -> None:
+    model, before = Network(), X.clone()
+    found = ablation(model)
+    looking, asking = model.layouts[:4], model.layouts[4:]
+    assert looking == [False, False, False, True] and asking and all(asking)
+    assert torch.equal(X, before) and X.is_contiguous() and found.is_contiguous()
+    torch.testing.assert_close(found, ablation(Network(), batch_size=64), rtol=1e-5, atol=1e-6)
+    again = len(model.layouts)
+    assert torch.equal(ablation(model), found) and all(model.layouts[again:])
+
+
+@pytest.mark.parametrize("head", ["view", "strides"])
+def test_a_model_that_looks_at_strides_gets_the_usual_layout(head: str) -> None:
+    model = Network(head)
+    found = ablation(model)
+    assert model.layouts[3] and model.layouts[4:] and not any(model.layouts[4:])
+    torch.testing.assert_close(found, ablation(Network()), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_float64_and_networks_without_convolutions_keep_the_usual_layout() -> None:
+    model = Network()
+    axplain.explain(model, X, "integrated_gradients", target=0)
+    assert not any(model.layouts)
+    exact = Network().double()
+    ablation(exact, X.double())
+    assert not any(exact.layouts)
+    flat, layouts = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), []
+    flat.register_forward_pre_hook(
+        lambda module, given: layouts.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    ablation(flat)
+    assert layouts and not any(layouts)
