@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor
@@ -125,15 +125,18 @@ Edge = tuple[Any, int]
 Book = Callable[[Any, Sequence[Tensor | None]], None]
 
 
-def new_nodes(results: Sequence[Tensor], before: set[Any], known: set[Any]) -> list[Any]:
-    """Return the nodes that an operation added to the graph. `before`: the nodes of what it was given."""
-    made: list[Any] = []
+def new_nodes(results: Sequence[Tensor], before: set[Any], known: set[Any]) -> dict[Any, tuple[Edge, ...]]:
+    """Return the nodes that an operation added to the graph, and where each hands on to.
+
+    `before`: the nodes of what it was given.
+    """
+    made: dict[Any, tuple[Edge, ...]] = {}
     stack = [tensor.grad_fn for tensor in results]
     while stack:
         node = stack.pop()
         if node is not None and node not in before and node not in known and node not in made:
-            made.append(node)
-            stack.extend(edge for edge, _ in node.next_functions)
+            made[node] = node.next_functions
+            stack += [edge for edge, _ in made[node]]
     return made
 
 
@@ -155,7 +158,7 @@ def shared_inputs(inputs: Sequence[Tensor], shares: Sequence[float]) -> tuple[Te
 
 
 def hook_inputs(
-    nodes: Sequence[Any],
+    nodes: Mapping[Any, tuple[Edge, ...]],
     edges: dict[Edge, int],
     before: Callable[[Tensor, Tensor], Tensor],
     seen: Sequence[Tensor],
@@ -163,8 +166,8 @@ def hook_inputs(
     book: Book | None,
 ) -> None:
     """Change what the nodes of an operation hand on to its inputs, and note it down."""
-    for node in nodes:
-        leading = [(k, edges[edge]) for k, edge in enumerate(node.next_functions) if edge in edges]
+    for node, following in nodes.items():
+        leading = [(k, edges[edge]) for k, edge in enumerate(following) if edge in edges]
         if leading:
             node.register_hook(_changing(leading, before, seen, shares, book))
 

@@ -120,7 +120,7 @@ class Tracing(_Mode):
         if self._idle:
             return func(*args, **kwargs)
         name = name_of(func)
-        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        given = _tensors(args, kwargs)
         read = [] if name.name in ABOUT | SHAPED else given[:1] if name.name in LIKE else given  # the rest lends shapes
         if self.reached:
             for tensor in read:
@@ -165,6 +165,17 @@ class Tracing(_Mode):
             self.used.add(self._made[id(tensor)])
         elif not self.depends(tensor) and not isinstance(tensor, torch.nn.Parameter):
             self.strays.append(tensor)
+
+
+def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tensor]:
+    """Return every tensor among the arguments of a call, however deep; most of them are no containers."""
+    found: list[Tensor] = []
+    for value in (*arguments, *keywords.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif value is not None and not isinstance(value, int | float | str | torch.dtype | torch.device):
+            found += [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+    return found
 
 
 def _address(tensor: Tensor) -> int:
@@ -257,6 +268,7 @@ class Keeping(_InStep):
     def __init__(self, trace: Trace) -> None:
         super().__init__(trace)
         self._found: dict[tuple[int, int], Tensor] = {}
+        self._used = {position for position, _ in trace.used}
         self.kept: dict[tuple[int, int], Tensor] = {}
 
     def reach(self) -> None:
@@ -269,9 +281,10 @@ class Keeping(_InStep):
         result = func(*args, **kwargs)
         if not self.reached:
             position = self._next(func)
-            for place, leaf in enumerate(tree_flatten(result)[0]):
-                if (position, place) in self.trace.used:
-                    self._found[position, place] = leaf
+            if position in self._used:
+                for place, leaf in enumerate(tree_flatten(result)[0]):
+                    if (position, place) in self.trace.used:
+                        self._found[position, place] = leaf
         return result
 
 
@@ -283,21 +296,20 @@ class Skipping(_InStep):
         self.kept, self.rows = kept, rows
         self._blanks: dict[int, Tensor] = {}
 
-    def check(self, values: Any) -> None:
+    def check(self, *values: Any) -> None:
         """Raise where something has no numbers: the model has come to use what it did not use in the trace."""
-        for leaf in tree_flatten(values)[0]:
-            if id(leaf) in self._blanks:
-                raise Diverged
+        if any(id(tensor) in self._blanks for tensor in _tensors(values, {})):
+            raise Diverged
 
     def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Answer, or run what comes behind the seat."""
         if self.reached:
             if name_of(func).name not in ABOUT | SHAPED | LIKE:
-                self.check((args, kwargs))
+                self.check(*args, *kwargs.values())
             return func(*args, **kwargs)
         position = self._next(func)
         one, two = self.trace.fewer[position], self.trace.more[position]
-        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        given = _tensors(args, kwargs)
         leaves = [
             given[same] if same is not None else self._leaf((position, place), a, b)
             for place, (a, b, same) in enumerate(zip(one.leaves, two.leaves, one.same, strict=True))
