@@ -215,7 +215,7 @@ class Engine:
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
-            rows_of_x = _leaves(x)[1] if graph else x
+            rows_of_x = map_tensors(Tensor.clone, _leaves(x)) if graph else x
             with torch.enable_grad(), problem.target.watching(problem.model):
                 raw, size = saved_bytes(lambda: self._pass(problem, rows_of_x, index))
                 values.append(float(problem.target.select(raw, index).detach().flatten()[0]))
@@ -275,7 +275,9 @@ class Engine:
 
     def _gradient(self, problem: Problem, x: Tensors, index: Tensor, under: RulePass | None = None) -> Answers:
         with torch.enable_grad():
-            leaves, rows = _leaves(x)
+            leaves = _leaves(x)
+            spared = problem.model.spares and under is None  # torch itself refuses to write to leaves
+            rows = leaves if spared else map_tensors(Tensor.clone, leaves)
             seen = under.following(problem.model, rows) if under else nullcontext()
             value = self._select(problem, rows, index, seen)
             if under:
@@ -367,10 +369,9 @@ def _gradients(value: Tensor, sent: Tensor, leaves: Tensors) -> tuple[Tensor | N
         ) from error
 
 
-def _leaves(x: Tensors) -> tuple[Tensors, Tensors]:
-    """Return leaves that require gradients, and copies of them that a model may change in place."""
-    leaves = tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in x)
-    return leaves, map_tensors(Tensor.clone, leaves)
+def _leaves(x: Tensors) -> Tensors:
+    """Return leaves that require gradients; a model may change copies of them in place, and not these."""
+    return tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in x)
 
 
 def _in_channels_last(tensor: Tensor) -> Tensor:

@@ -47,6 +47,11 @@ class Model:
         return None
 
     @property
+    def spares(self) -> bool:
+        """Whether it is known not to write to its inputs."""
+        return False
+
+    @property
     def module(self) -> torch.nn.Module | None:
         """The model as a module, where it is one."""
         return self.function if isinstance(self.function, torch.nn.Module) else None

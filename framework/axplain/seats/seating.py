@@ -29,13 +29,15 @@ class Slot:
 class Survey:
     """What the two passes told: the slots, how to skip what is before them, and whether x goes around them.
 
-    `switches`: whether the model itself turns gradients on or off behind the seat.
+    `switches`: whether the model itself turns gradients on or off behind the seat. `written`: whether it writes to what
+    is put there.
     """
 
     slots: tuple[Slot, ...]
     trace: Trace | None
     bypassed: bool
     switches: bool = False
+    written: bool = True
 
 
 @attrs.frozen(eq=False)

@@ -161,10 +161,12 @@ def _hook(place: int, site: Site, meet: Meet, owner: int) -> torch.utils.hooks.R
         nonlocal calls
         if threading.get_ident() != owner:  # a pass that another thread makes is none of ours
             return None
-        leaves, shape = tree_flatten(value)
+        leaves, shape = ([value], None) if isinstance(value, torch.Tensor) else tree_flatten(value)
         number, calls = calls, calls + 1
         new = meet(place, number, leaves) if site.call in (None, number) else None
-        return None if new is None else tree_unflatten(new, shape)
+        if new is None:
+            return None
+        return new[0] if shape is None else tree_unflatten(new, shape)
 
     if site.of == "output":
         return site.layer.register_forward_hook(lambda module, args, output: met(output), prepend=True)

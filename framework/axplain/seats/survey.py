@@ -44,7 +44,8 @@ def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey
     if first.keys() != second.keys():
         raise ArgumentError("layer", f"{in_words(sites)} runs for some rows and not for others", "one that always runs")
     slots = tuple(_slot(sites[place[0]], place, tensor, second[place]) for place, tensor in first.items())
-    return Survey(slots, Trace.of(one, two) if replaced else None, bypassed, one.switches)
+    written = any(tensor._version for tensor in (*first.values(), *second.values()))
+    return Survey(slots, Trace.of(one, two) if replaced else None, bypassed, one.switches, written)
 
 
 def _traced(

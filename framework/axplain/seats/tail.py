@@ -38,6 +38,11 @@ class TailModel(Model):
         """What tells this model from the whole one, where something is remembered of both."""
         return self.seating.sites
 
+    @property
+    def spares(self) -> bool:
+        """Whether nothing behind the seat wrote to what the survey put there."""
+        return not self.seating.survey.written
+
     def __call__(self, inputs: Tensors, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
         """Return the raw output with the rows in the place of what the layers gave."""
         positional, keyword = arguments
@@ -150,8 +155,9 @@ class _Load:
         x = map_tensors(lambda clean, more: torch.cat([clean, more]), problem.inputs, rows)
         of = torch.cat([everyone, owners])
         askers: tuple[Tensor, ...] = (of,) if ends else ()
-        distinct, code = torch.unique(problem.variants(), return_inverse=True)
-        if ends and not problem.arguments.follow and len(distinct) > 1:
+        variants = problem.variants()
+        if ends and not problem.arguments.follow and bool((variants != variants[0]).any()):
+            distinct, code = torch.unique(variants, return_inverse=True)
             first = torch.empty_like(distinct).scatter_(0, code, everyone)
             askers = (of, *(torch.full_like(of, int(example)) for example in first))
             column = code + 1
