@@ -25,6 +25,9 @@ class Block(nn.Module):
     def __init__(self, work: Forward, inner: nn.Module | None = None) -> None:
         super().__init__()
         self.work, self.inner = work, inner or nn.Identity()
+        for part in self.inner.modules():  # made when the tests were collected, before anything was seeded
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
         self.register_buffer("kept", torch.zeros(64, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
