@@ -27,7 +27,7 @@ class Block(nn.Module):
         self.work, self.inner = work, inner or nn.Identity()
         for part in self.inner.modules():  # made when the tests were collected, before anything was seeded
             if hasattr(part, "reset_parameters"):
-                part.reset_parameters()
+                part.reset_parameters()  # type: ignore[operator]
         self.register_buffer("kept", torch.zeros(64, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
