@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from axplain.errors import AxplainError, UncoveredOperation, UnsupportedModel, log
+from axplain.layout import in_channels_last, runs_in_channels_last
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount, finite_values, output_tensor
 from axplain.problem import Problem
@@ -197,7 +197,7 @@ class Engine:
         key = (_shape_key(problem, "gradient"), graph, torch.is_autocast_enabled(problem.device.type))
         self._measured = remembered(problem.model.function, key, lambda: self._measure(problem, graph=graph))
         if need == "value" and remembered(
-            problem.model.function, ("layout", key), lambda: self._runs_in_channels_last(problem)
+            problem.model.function, ("layout", key), lambda: runs_in_channels_last(problem)
         ):
             self._channels_last.add(_shape_key(problem, need))
         each = self._measured.bytes_per_row
@@ -231,33 +231,9 @@ class Engine:
             return Measured(sys.maxsize, None)  # not even three rows fit: one at a time
         return Measured((growth if growth > 0 else HIDDEN * inputs) + inputs, (values[0], values[1]))
 
-    def _runs_in_channels_last(self, problem: Problem) -> bool:
-        """Whether the model gives the same for pictures whose channels lie side by side, where that may be faster.
-
-        On a CPU convolutions of such rows take a third to nine tenths of the time. Code that looks at strides, as
-        `view` does, may fail or err: two small passes of the first example tell, the first time.
-        """
-        pictures = any(tensor.ndim == 4 and tensor.dtype == torch.float32 for tensor in problem.inputs)
-        convolves = any(isinstance(part, torch.nn.Conv2d) for part in problem.model.parts.values())
-        if not (pictures and convolves) or problem.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return False
-        index = torch.zeros(2, dtype=torch.long)
-
-        def value(copied: Callable[[Tensor], Tensor]) -> float:
-            x = map_tensors(lambda tensor: copied(tensor[index]), problem.inputs)
-            with problem.target.watching(problem.model):
-                told = problem.target.select(problem.model(x, problem.arguments.rows(index)), index)
-            return float(told.flatten()[0])
-
-        expected = value(Tensor.clone)
-        try:
-            return math.isclose(value(_in_channels_last), expected, rel_tol=1e-4, abs_tol=1e-4)
-        except Exception:  # whatever it is: the model has just run in the usual layout, and goes on in that
-            return False
-
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
         faster = self._channels_last and _shape_key(problem, "value") in self._channels_last
-        value = self._select(problem, map_tensors(_in_channels_last if faster else Tensor.clone, x), index)
+        value = self._select(problem, map_tensors(in_channels_last if faster else Tensor.clone, x), index)
         self._count(len(index), 0)
         return Answers(value=finite_values(value))
 
@@ -372,11 +348,6 @@ def _gradients(value: Tensor, sent: Tensor, leaves: Tensors) -> tuple[Tensor | N
 def _leaves(x: Tensors) -> Tensors:
     """Return leaves that require gradients; a model may change copies of them in place, and not these."""
     return tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in x)
-
-
-def _in_channels_last(tensor: Tensor) -> Tensor:
-    """Return a copy in which, of a picture, the channels of each pixel lie side by side."""
-    return tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.preserve_format)
 
 
 def _shape_key(problem: Problem, need: Need) -> Any:
