@@ -21,8 +21,8 @@ def in_channels_last(tensor: Tensor) -> Tensor:
 def runs_in_channels_last(problem: Problem) -> bool:
     """Whether the model gives the same values for pictures that lie so, where that may be faster.
 
-    Passes for values take a third to nine tenths of the time. Gradients are left alone: where maxima tie, other elements
-    would get them. Code that looks at strides, as `view` does, may fail or err: two passes over two rows tell.
+    Passes for values take a third to nine tenths of the time. Gradients are left alone: where maxima tie, others would
+    get them. Code that looks at strides, as `view` does, may fail or err: two passes over two rows tell.
     """
     pictures = any(tensor.ndim == 4 and tensor.dtype == torch.float32 for tensor in problem.inputs)
     convolves = any(isinstance(part, torch.nn.Conv2d) for part in problem.model.parts.values())

@@ -58,11 +58,40 @@ def resnet18() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
 
 
+def vgg19() -> nn.Module:
+    """VGG-19 (Simonyan and Zisserman 2014), every layer of it in one sequence."""
+    layers: list[nn.Module] = []
+    channels_in = 3
+    for channels, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        for _ in range(count):
+            layers += [nn.Conv2d(channels_in, channels, 3, padding=1), nn.ReLU()]
+            channels_in = channels
+        layers.append(nn.MaxPool2d(2))
+    dense = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
+    return nn.Sequential(*layers, nn.Flatten(), *dense)
+
+
+class Mean(nn.Module):
+    """The mean over the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def text() -> nn.Module:
+    """An embedding and a transformer encoder of four layers, for 64 token ids."""
+    layer = nn.TransformerEncoderLayer(128, 4, 256, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+    return nn.Sequential(nn.Embedding(VOCABULARY["text"], 128), encoder, Mean(), nn.Linear(128, 10))
+
+
 def _convolution(channels_in: int, channels: int, size: int, stride: int) -> nn.Module:
     convolution = nn.Conv2d(channels_in, channels, size, stride, padding=size // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels))
 
 
+#: How many token ids the models have that take them.
+VOCABULARY: Final = {"text": 1000}
 #: Name -> factory, the shape of one example, and the chunk sizes that are tried for the loops that need one.
 MODELS: Final[dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]]] = {
     "mlp5": (lambda: mlp(5), (5,), (64, 512, 4096)),
@@ -72,6 +101,8 @@ MODELS: Final[dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[in
     "mlp100": (lambda: mlp(100), (100,), (64, 512, 4096)),
     "cnn28": (cnn28, (1, 28, 28), (16, 32, 64, 128, 256)),
     "resnet18": (resnet18, (3, 224, 224), (4, 8, 16)),
+    "vgg19": (vgg19, (3, 224, 224), (1,)),
+    "text": (text, (64,), (8, 16, 32, 64)),
 }
 
 
@@ -85,6 +116,8 @@ def build(name: str) -> nn.Module:
 def examples(name: str, count: int, seed: int = 1) -> Tensor:
     """Return `count` random inputs of a model."""
     generator = torch.Generator().manual_seed(seed)
+    if name in VOCABULARY:
+        return torch.randint(VOCABULARY[name], (count, *MODELS[name][1]), generator=generator)
     return torch.randn(count, *MODELS[name][1], generator=generator)
 
 

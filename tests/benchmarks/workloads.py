@@ -53,7 +53,7 @@ class Workload:
     @property
     def heavy(self) -> bool:
         """Whether a single run takes about a second or more."""
-        return self.model == "resnet18" and self.rows > 4
+        return self.model == "vgg19" or (self.model == "resnet18" and self.rows > 4)
 
     def chunks(self, *, few: bool) -> list[int]:
         """Return the chunk sizes worth trying: every other one, or one for a heavy model, if they shall be few."""
@@ -155,12 +155,14 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("deepliftshap100_mlp100_b16", "mlp100", 16, DeepLiftShap(_set("mlp100", 100))),
     Workload("layerig50_mlp20_b1", "mlp20", 1, LayerIntegratedGradients(50, layer=1), quick=False),
     Workload("layerig50_cnn28_b4", "cnn28", 4, LayerIntegratedGradients(50, layer=4)),
+    Workload("layerig50_text_b1", "text", 1, LayerIntegratedGradients(50, layer=0), quick=False),
     Workload("layerig20_resnet18_b1", "resnet18", 1, LayerIntegratedGradients(20, layer=8), quick=False),
     Workload("layerconductance50_mlp20_b1", "mlp20", 1, LayerConductance(50, layer=1), quick=False),
     Workload("layerconductance50_cnn28_b4", "cnn28", 4, LayerConductance(50, layer=4)),
     Workload("layerconductance50_cnn28_b4_norates", "cnn28", 4, LayerConductance(50, 4, rates=False), quick=False),
     Workload("lrp_cnn28_b16", "cnn28", 16, Relevance()),
     Workload("lrp_resnet18_b1", "resnet18", 1, Relevance(captum_runs=False), quick=False),
+    Workload("lrp_vgg19_b1", "vgg19", 1, Relevance(), quick=False),
     Workload("guided_backprop_cnn28_b16", "cnn28", 16, GuidedBackprop()),
     Workload("ablation50seg_resnet18_b1", "resnet18", 1, FeatureAblation(50, 224), quick=False),
     Workload("ablation50seg_cnn28_b1", "cnn28", 1, FeatureAblation(50, 28)),
