@@ -54,8 +54,9 @@ class Around:
     """What is done to the gradient behind an operation and before each of its inputs.
 
     `behind`: (gradient, output) -> what the operation's own gradient is taken of. `before`: (gradient, input) -> what
-    goes on, linear in the gradient, which may come in parts; None: all of it. `shares`: of each input that depends on the seat, in order; None: all of it. `through`:
-    runs in the place of the operation, for another gradient at the same values.
+    goes on, linear in the gradient, which may come in parts; None: all of it. `shares`: of each input that depends on
+    the seat, in order; None: all of it. `through`: runs in the place of the operation, for another gradient at the same
+    values.
     """
 
     behind: Callable[[Tensor, Tensor], Tensor]
