@@ -69,7 +69,8 @@ def _by_features(call: Call, problem: Problem, engine: Engine, settings: Setting
     parts = [(counts == count).nonzero().flatten() for count in torch.unique(counts)]
     outcomes = []
     for index in parts:
-        part = attrs.evolve(problem.take(index), origin=None)  # a whole question of its own
+        part = problem.take(index)
+        part = attrs.evolve(part, origin=None, groups=part.features().alone())  # a whole question of its own
         outcomes.append(run_method(sized(call, part.features().count), part, engine, settings))
     back = torch.cat(parts).argsort()
     return _concatenate(outcomes).take(_each_target(back, problem.targets))

@@ -197,7 +197,7 @@ class Engine:
         key = (_shape_key(problem, "gradient"), graph, torch.is_autocast_enabled(problem.device.type))
         self._measured = remembered(problem.model.function, key, lambda: self._measure(problem, graph=graph))
         if need == "value" and remembered(
-            problem.model.function, ("layout", key), lambda: runs_in_channels_last(problem)
+            problem.model.function, ("layout", key, problem.arguments.kinds()), lambda: runs_in_channels_last(problem)
         ):
             self._channels_last.add(_shape_key(problem, need))
         each = self._measured.bytes_per_row
@@ -232,10 +232,20 @@ class Engine:
         return Measured((growth if growth > 0 else HIDDEN * inputs) + inputs, (values[0], values[1]))
 
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
-        faster = self._channels_last and _shape_key(problem, "value") in self._channels_last
-        value = self._select(problem, map_tensors(in_channels_last if faster else Tensor.clone, x), index)
+        value = self._in_layout(problem, x, index)
         self._count(len(index), 0)
         return Answers(value=finite_values(value))
+
+    def _in_layout(self, problem: Problem, x: Tensors, index: Tensor) -> Tensor:
+        """Select values from a pass over copies of the rows, in the layout that is faster where it is known to do."""
+        if self._channels_last and (key := _shape_key(problem, "value")) in self._channels_last:
+            try:
+                return self._select(problem, map_tensors(in_channels_last, x), index)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                self._channels_last.discard(key)  # code that these rows alone reach: the usual layout tells
+        return self._select(problem, map_tensors(Tensor.clone, x), index)
 
     def _read(self, problem: Problem, x: Tensors, index: Tensor, reading: Reading) -> Answers:
         def run(rows: Tensors, looking: AbstractContextManager[None]) -> Any:
@@ -252,10 +262,11 @@ class Engine:
     def _gradient(self, problem: Problem, x: Tensors, index: Tensor, under: RulePass | None = None) -> Answers:
         with torch.enable_grad():
             leaves = _leaves(x)
-            spared = problem.model.spares and under is None  # torch itself refuses to write to leaves
-            rows = leaves if spared else map_tensors(Tensor.clone, leaves)
-            seen = under.following(problem.model, rows) if under else nullcontext()
-            value = self._select(problem, rows, index, seen)
+            value = self._uncopied(problem, leaves, index) if problem.model.spares and under is None else None
+            if value is None:
+                rows = map_tensors(Tensor.clone, leaves)
+                seen = under.following(problem.model, rows) if under else nullcontext()
+                value = self._select(problem, rows, index, seen)
             if under:
                 under.check(value, leaves)
             sent = value.detach() if under and under.rules.relevance else torch.ones_like(value)
@@ -274,6 +285,15 @@ class Engine:
         baseline = under.reference_values(problem, index) if under else None
         ends = None if baseline is None else (value.double(), baseline.double())
         return Answers(value=value, terms=terms, ends=ends)
+
+    def _uncopied(self, problem: Problem, leaves: Tensors, index: Tensor) -> Tensor | None:
+        """Select values from a pass over the rows themselves; None where torch says that the model writes to them."""
+        try:
+            return self._select(problem, leaves, index)
+        except RuntimeError as error:
+            if "in-place operation" not in str(error):
+                raise
+            return None
 
     def _select(
         self, problem: Problem, rows: Tensors, index: Tensor, seen: AbstractContextManager[Any] = _UNSEEN
@@ -305,7 +325,11 @@ class Engine:
                 return
             index = torch.zeros(2 if 2 not in self._sizes else 3, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
-            problem.target.select(self._pass(problem, x, index), index)
+            try:
+                raw = problem.model(x, problem.arguments.rows(index))
+            except Exception:  # a model that takes no other number of rows cannot be asked
+                return
+            problem.target.select(raw, index)
 
         if self._doubted:
             remembered(problem.model.function, ("output", problem.shapes, problem.arguments.kinds()), probe)

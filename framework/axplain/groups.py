@@ -39,8 +39,11 @@ class Groups:
         ids = map_tensors(lambda ids: ids[index] if len(ids) > 1 else ids, self.ids)
         if self.counts is None:
             return attrs.evolve(self, ids=ids)
-        counts = self.counts[index.cpu()]
-        return attrs.evolve(self, ids=ids, counts=counts, count=int(counts.max()))
+        return attrs.evolve(self, ids=ids, counts=self.counts[index.cpu()])
+
+    def alone(self) -> Groups:
+        """Return the groups of a question of its own, which has no features but its examples'."""
+        return self if self.counts is None else attrs.evolve(self, count=int(self.counts.max()))
 
     def elements(self, mask: Tensor) -> Tensors:
         """Return (samples, 1 or batch, ...) per tensor, to be broadcast: what (samples, features) says of each."""

@@ -5,7 +5,7 @@ Or several of them, from the same passes. Units of a layer are in `seats.neurons
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Protocol
 
@@ -29,6 +29,11 @@ class Target(Protocol):
     @property
     def indexes(self) -> bool:
         """Whether it takes rows of the output, on its first axis."""
+        ...
+
+    @property
+    def operations(self) -> Hashable:
+        """What tells the operations of its `select` from those of others; None where no name does."""
         ...
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
@@ -57,6 +62,11 @@ class Same:
     """A single target that is the same for every example and needs nothing of the model."""
 
     indexes: ClassVar = False
+
+    @property
+    def operations(self) -> Hashable:
+        """None: no name tells."""
+        return None
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -96,6 +106,7 @@ class OutputTarget(Same):
     """The output itself, for models that return (batch,) or (batch, 1)."""
 
     indexes: ClassVar = True
+    operations: ClassVar = "output"
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""
@@ -158,6 +169,11 @@ class IndexTarget(Same):
     def _for_all(self) -> list[int] | None:
         one, *others = self.indices.tolist()
         return None if others else one
+
+    @property
+    def operations(self) -> Hashable:
+        """Whether there is one index for all, and how deep it is."""
+        return "index", self._same is None, self.indices.shape[1]
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""
@@ -243,6 +259,12 @@ class SeveralTargets:
     def indexes(self) -> bool:
         """Whether one of them takes rows of the output."""
         return any(part.indexes for part in self.parts)
+
+    @property
+    def operations(self) -> Hashable:
+        """Those of each, where all have a name."""
+        each = tuple(part.operations for part in self.parts)
+        return None if None in each else each
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return (rows, targets) values."""

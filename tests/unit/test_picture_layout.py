@@ -80,3 +80,42 @@ def test_gradients_float64_and_networks_without_convolutions_keep_the_usual_layo
     )
     ablation(flat)
     assert layouts and not any(layouts)
+
+
+def test_pictures_that_are_the_same_in_either_layout_tell_nothing() -> None:
+    """The first examples are blank, so any layout gives the same for them."""
+    x = X.repeat(2, 1, 1, 1)
+    x[:2] = 0.5
+    model = Network("strides")
+    found = ablation(model, x)
+    assert not any(model.layouts)
+    torch.testing.assert_close(found, ablation(Network(), x, batch_size=64), rtol=1e-5, atol=1e-6)
+
+
+class Wandering(Network):
+    """Looks at strides only where a picture is bright."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        bright: Tensor = x.view(len(x), -1).amax(1) if bool(x.amax() > 9) else x.amax((1, 2, 3))
+        return out + bright[:, None]
+
+
+def test_a_pass_that_fails_in_the_faster_layout_runs_in_the_usual_one() -> None:
+    x = X.repeat(2, 1, 1, 1)
+    x[3, 0, 0, 0] = 10.0
+    model = Wandering()
+    found = ablation(model, x)
+    assert any(model.layouts[4:]) and not all(model.layouts[4:])
+    torch.testing.assert_close(found, ablation(Wandering(), x, batch_size=64), rtol=1e-5, atol=1e-6)
+
+
+def test_another_argument_is_looked_at_anew() -> None:
+    class Choosing(Network):
+        def forward(self, x: Tensor, flat: bool = False) -> Tensor:
+            self.head = "view" if flat else "flatten"
+            return super().forward(x)
+
+    model = Choosing()
+    first = ablation(model, forward_kwargs={"flat": False})
+    torch.testing.assert_close(ablation(model, forward_kwargs={"flat": True}), first, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -391,3 +392,25 @@ def test_ambient_inference_mode_changes_nothing() -> None:
     with torch.inference_mode():
         found = axplain.explain(model, x, "deeplift_shap", target=1, baselines=given).attributions
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+ASKED: dict[str, Any] = {
+    "index": 1,
+    "each its own": [0, 1, 2],
+    "sum of exponentials": lambda out: out.logsumexp(1),
+    "the same on another axis": lambda out: out.t().logsumexp(0),
+    "norm": lambda out: out.norm(dim=1),
+    "largest": lambda out: out.max(1).values,
+}
+
+
+@pytest.mark.parametrize("first", ASKED)
+@pytest.mark.parametrize("second", ASKED)
+def test_a_target_of_other_operations_has_rows_of_its_own_on_the_tape(first: str, second: str) -> None:
+    torch.manual_seed(1)
+    model, x = Counting(), rows(3)
+    asked: dict[str, Any] = {"method": "deeplift", "baselines": 0.0}
+    fresh = axplain.explain(copy.deepcopy(model), x, target=ASKED[second], **asked)
+    axplain.explain(model, x, target=ASKED[first], **asked)
+    after = axplain.explain(model, x, target=ASKED[second], **asked)
+    torch.testing.assert_close(after.attributions, fresh.attributions, rtol=0, atol=0)

@@ -207,6 +207,9 @@ SPELLINGS: Final[dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]]]
     "lerp": (lambda x, y: torch.lerp(x, y, x.sigmoid()), lambda x, y: x + x.sigmoid() * (y - x)),
     "quotient": (lambda x, y: y / (1 + x.exp()), lambda x, y: y * (2 / (2 * (1 + x.exp())))),
     "reciprocal": (lambda x, y: 3 / (1 + y.exp()), lambda x, y: (1 + y.exp()).reciprocal() * 3),
+    "added to itself": (lambda x, y: y.add_(y.view_as(y), alpha=2), lambda x, y: y + 2 * y),
+    "multiplied by itself": (lambda x, y: y.mul_(y), lambda x, y: y * y),
+    "multiplied by its view": (lambda x, y: y.mul_(y.view_as(y)), lambda x, y: y * y),
 }
 
 

@@ -383,3 +383,36 @@ def test_no_chunk_and_no_other_example_decides_how_long_a_tolerance_draws() -> N
     assert sum(one.cost.forward_rows for one in alone) == answers[0].cost.forward_rows
     price = axplain.estimate(model, x, **asked)
     assert price.backward_rows == 0 and price.forward_rows >= answers[0].cost.forward_rows
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.zeros(1, 2, 2, 2, dtype=torch.long),
+        torch.tensor([[0, 1], [1, 1]]).expand(1, 2, 2, 2),
+        torch.tensor([0, 1]).view(1, 1, 1, 2),
+        torch.tensor([0, 1]).view(1, 2, 1, 1),
+        torch.tensor([[0, 0], [1, 2], [0, 1], [2, 2]]).view(4, 1, 2, 1),
+    ],
+    ids=["whole", "channels alike", "columns", "channels", "own"],
+)
+def test_feature_permutation_moves_all_of_a_feature(mask: Tensor) -> None:
+    """The same features of the same numbers in a row, where nothing is broadcast, are permuted alike."""
+    x = torch.randn(4, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def model(x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return flat.cumsum(1).tanh().sum(1)
+
+    for batch_size in (1, 3, "auto"):
+        found = axplain.explain(model, x, "feature_permutation", feature_mask=mask, batch_size=batch_size)
+        full = mask.expand(len(mask), *x.shape[1:]).flatten(1)
+        flat = axplain.explain(model, x.flatten(1), "feature_permutation", feature_mask=full)
+        assert bool(found.attributions.any())
+        torch.testing.assert_close(found.attributions.flatten(1), flat.attributions)
+
+
+def test_feature_permutation_of_numbers_without_an_axis_but_the_batch() -> None:
+    x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    found = axplain.explain(lambda x: x**2, x, "feature_permutation").attributions
+    assert found.shape == (3,) and abs(float(found.sum())) < 1e-12

@@ -264,3 +264,41 @@ def test_points_are_copied_only_where_the_model_writes_to_what_the_layer_gave(wr
     absent, clean = model[0](ONE).detach(), model[0](X).detach()
     expected = axplain.explain(tail, clean, "integrated_gradients", target=1, baselines=absent, verify=False)
     close(found.attributions, expected.attributions)
+
+
+class Erasing(nn.Module):
+    """Writes to what its layer gave, in ways that no version counts, or for some rows alone."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(4, 6), nn.Linear(6, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.how == "hot":
+            hot = h[:, 0] > 1
+            if bool(hot.any()):
+                h[hot] = h[hot] * 0.5
+        out: Tensor = self.last(h.tanh())
+        if self.how == "data":
+            h.data.zero_()
+        return out
+
+
+@pytest.mark.parametrize("how", ["data", "hot"])
+@pytest.mark.parametrize("method", ["saliency", "input_x_gradient", "integrated_gradients"])
+def test_writes_that_the_survey_cannot_count_are_met(method: str, how: str) -> None:
+    torch.manual_seed(0)
+    model = Erasing(how).double()
+    x = torch.cat([-model.first.weight[:1].detach(), 9 * model.first.weight[:1].detach()])
+    found = axplain.explain(model, x, method, layer="first", target=1, verify=False).attributions
+    held, absent = model.first(x).detach(), model.first(torch.zeros_like(x[:1])).detach()
+
+    def tail(h: Tensor) -> Tensor:
+        if how == "hot":
+            h = torch.where(h[:, :1] > 1, h * 0.5, h)
+        out: Tensor = model.last(h.tanh())
+        return out
+
+    more = {"baselines": absent} if method == "integrated_gradients" else {}
+    close(found, axplain.explain(tail, held, method, target=1, verify=False, **more).attributions)

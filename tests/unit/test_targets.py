@@ -313,3 +313,27 @@ def test_an_output_with_as_many_classes_as_examples_costs_one_look() -> None:
     for _ in range(2):
         explained(model, drawn(3, 4), target=1)
     assert rows == [3, 2, 3]
+
+
+class OneSize(nn.Module):
+    """Takes three rows at a time, and no other number."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.core = nn.Identity()
+        self.state, self.length = nn.Parameter(drawn(1, 3, 1)), length
+
+    def forward(self, x: Tensor) -> Tensor:
+        held: Tensor = self.core(x.T[: self.length, :, None] * self.state.expand(self.length, 3, 1))
+        return torch.stack([held.sum((0, 2)), held.prod(0)[:, 0], held.amax((0, 2))], 1)
+
+
+def test_a_model_that_takes_one_number_of_rows_is_explained() -> None:
+    x = drawn(3, 4)
+    check_one = axplain.explain(OneSize(2), x, "saliency", absolute=False, target=1).attributions
+    model = OneSize(2)
+    torch.testing.assert_close(check_one, gradient(lambda x: model(x)[:, 1], x))
+    unit = axplain.explain(OneSize(2), x, "saliency", absolute=False, target=axplain.neuron("core", (1, 0)))
+    torch.testing.assert_close(unit.attributions, gradient(lambda x: x[:, 1] * model.state[0, :, 0].detach(), x))
+    with pytest.raises(axplain.ArgumentError, match="for 3 rows, the only number the model takes"):
+        axplain.explain(OneSize(3), x, "saliency", target=axplain.neuron("core", (1, 0)))

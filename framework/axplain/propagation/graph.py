@@ -140,13 +140,18 @@ def new_nodes(results: Sequence[Tensor], before: set[Any], known: set[Any]) -> d
     return made
 
 
-def shared_inputs(inputs: Sequence[Tensor], shares: Sequence[float]) -> tuple[Tensors, dict[Edge, int]]:
+def shared_inputs(
+    inputs: Sequence[Tensor], shares: Sequence[float], written: Tensor | None
+) -> tuple[Tensors, dict[Edge, int]]:
     """Return what an operation is given, and the edge by which the gradient leaves it towards each input with a share.
 
     An input without one is given as a constant; one that comes twice, or from no operation, gets an edge of its own.
+    What lies in the memory that the operation writes to is copied.
     """
     given, edges = [], dict[Edge, int]()
     for place, (tensor, share) in enumerate(zip(inputs, shares, strict=True)):
+        if written is not None and tensor.untyped_storage().data_ptr() == written.untyped_storage().data_ptr():
+            tensor = tensor.clone()
         if not share or not tensor.requires_grad:
             given.append(tensor.detach())
             continue

@@ -413,11 +413,11 @@ class Following(PropagationMode):
     def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
         found = [tensor for _, tensor, _ in met.found]
         shares = around.shares or (1.0,) * len(found)
-        given, edges = shared_inputs(found, shares)
+        given, edges = shared_inputs(found, shares, met.written)
         arguments, keywords = replaced(met.arguments, met.keywords, tuple(met.places), given)
         book = self._book(met.name.name)
         if around.before is not None:
-            held = self.kept.keep(tuple(tensor.clone() if tensor is met.written else tensor for tensor in found))
+            held = self.kept.keep(given)
         before = met.nodes | {node for node, _ in edges}
         result: Tensor = (around.through or plain)(*arguments, **keywords)
         nodes = new_nodes([result], before, self.own)

@@ -134,7 +134,7 @@ def record(problem: Problem, rows: Rows, rules: RuleSet, notes: set[str], run: R
 
 def shared_axes(problem: Problem, rules: RuleSet, notes: set[str], run: Run) -> Axes | None:
     """Return where the rows lie on a tape that examples share, or None where they are folded; found once a model."""
-    key = (problem.model.key, type(rules), rules, problem.shapes)
+    key = (problem.model.key, type(rules), rules, problem.shapes, problem.arguments.kinds(), problem.target.operations)
 
     def probe() -> Axes | None:
         tapes = []
@@ -144,4 +144,6 @@ def shared_axes(problem: Problem, rules: RuleSet, notes: set[str], run: Run) -> 
             tapes.append(record(problem, rows, rules, notes, run, paired=True))
         return row_axes(tapes[0], tapes[1], PROBE_ROWS)
 
+    if problem.target.operations is None:
+        return probe()
     return remembered(problem.model.function, key, probe)

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain.errors import ArgumentError, UnsupportedModel, counted
+from axplain.errors import ArgumentError, AxplainError, UnsupportedModel, counted
 from axplain.hidden import refuse_hidden_code
 from axplain.memory import remembered
 from axplain.model import Model, output_tensor
@@ -69,13 +69,18 @@ class NeuronTarget(Same):
         """Return the target with the axis on which its layer holds the rows.
 
         Two small passes tell, the first time for each model, shape of input and layer; they are not counted. The pass
-        itself would not: a sequence may be as long as the batch.
+        itself would not: a sequence may be as long as the batch. Where a model takes one number of rows alone, it must.
 
         Raises:
             ArgumentError: the layer is never reached, or has no axis of the rows alone.
         """
         key = ("rows", self.site, problem.shapes, problem.arguments.kinds())
-        one, two = remembered(problem.model.function, key, lambda: [self._shape(problem, rows) for rows in ROWS])
+        try:
+            one, two = remembered(problem.model.function, key, lambda: [self._shape(problem, rows) for rows in ROWS])
+        except AxplainError:
+            raise
+        except Exception:  # it takes no other number of rows, or fails for a reason that this pass tells
+            return self._as_long_as(problem)
         differing = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
         if len(one) != len(two) or [(one[axis], two[axis]) for axis in differing] != [ROWS]:
             raise ArgumentError(
@@ -84,6 +89,17 @@ class NeuronTarget(Same):
             )  # fmt: skip
         return attrs.evolve(self, axis=differing[0])
 
+    def _as_long_as(self, problem: Problem) -> NeuronTarget:
+        """Return the target with the one axis of its layer that is as long as the batch."""
+        shape = self._shape(problem, problem.batch)
+        axes = [axis for axis, size in enumerate(shape) if size == problem.batch]
+        if len(axes) != 1:
+            raise ArgumentError(
+                self.argument, f"{self.site} holds {shape} for {problem.batch} rows, the only number the model takes",
+                "one axis of that length", "Let the model take any number of rows, or choose another layer.",
+            )  # fmt: skip
+        return attrs.evolve(self, axis=axes[0])
+
     def _shape(self, problem: Problem, rows: int) -> tuple[int, ...]:
         """Return the shape of what the layer holds in a pass of that size."""
         shapes: list[tuple[int, ...]] = []
@@ -91,7 +107,7 @@ class NeuronTarget(Same):
         def see(site: int, call: int, leaves: list[Any]) -> None:
             shapes.append(tuple(self.value_in(leaves).shape))
 
-        index = torch.zeros(rows, dtype=torch.long, device=problem.device)
+        index = torch.arange(rows, device=problem.device) % problem.batch
         with hooked((self.site,), see):
             problem.model(map_tensors(lambda tensor: tensor[index], problem.inputs), problem.arguments.rows(index))
         self.check_calls(len(shapes))

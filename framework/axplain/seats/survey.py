@@ -44,7 +44,7 @@ def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey
     if first.keys() != second.keys():
         raise ArgumentError("layer", f"{in_words(sites)} runs for some rows and not for others", "one that always runs")
     slots = tuple(_slot(sites[place[0]], place, tensor, second[place]) for place, tensor in first.items())
-    written = any(tensor._version for tensor in (*first.values(), *second.values()))
+    written = one.written or two.written
     return Survey(slots, Trace.of(one, two) if replaced else None, bypassed, one.switches, written)
 
 
@@ -56,10 +56,12 @@ def _traced(
     x = map_tensors(lambda tensor: tensor[index], problem.inputs)
     arguments = problem.arguments.rows(index)
     tracing, met, states = Tracing(x, (index, arguments)), {}, RandomStates.capture(problem.device)
+    before: list[tuple[Tensor, Tensor]] = []
 
     def see(site: int, call: int, leaves: list[Any]) -> list[Any] | None:
         with tracing.aside():  # a copy: what a layer hands through may be used elsewhere, too
             found = {place: leaf.clone() for place, leaf in _explained(sites[site], call, leaves, tracing).items()}
+            before.extend((leaf, leaf.clone()) for leaf in found.values())
         met.update({(site, call, place): tensor for place, tensor in found.items()})
         if not replaced:
             return None
@@ -70,6 +72,8 @@ def _traced(
         raw = problem.model(x, arguments)
         tracing.give(raw)
         value = problem.target.select(raw, index)
+    # `.data` counts no versions, and relu_ may change no number
+    tracing.written = not all(held._version == 0 and torch.equal(held, copy) for held, copy in before)
     missing = [site for i, site in enumerate(sites) if not any(place[0] == i for place in met)]
     if missing:
         raise never_reached(missing[0], "layer")

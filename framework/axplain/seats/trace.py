@@ -68,13 +68,14 @@ class Tracing(_Mode):
     `given`: whatever else comes with the question, each time anew, such as the model's other arguments.
     What is put in the seat no longer depends on the inputs: a target that still does knows them by another way.
     `switches`: whether the model turns gradients on or off behind the seat, or puts back what it found before it.
+    `written`: whether what was put in the seat has other numbers at the end.
     """
 
     def __init__(self, inputs: Tensors, given: Any) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.used: set[tuple[int, int]] = set()
-        self.reached = self.blocked = self.switches = self._idle = False
+        self.reached = self.blocked = self.switches = self.written = self._idle = False
         self.strays: list[Tensor] = []
         self._made: dict[int, tuple[int, int]] = {}
         self._behind = {id(leaf) for leaf in tree_flatten(given)[0]}

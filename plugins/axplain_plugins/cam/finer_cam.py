@@ -36,6 +36,7 @@ class Contrast:
     chosen: dict[int, list[int]]
     places: Tensor
     indexes: ClassVar = True
+    operations: ClassVar = None
 
     @property
     def parts(self) -> tuple[Contrast, ...]:

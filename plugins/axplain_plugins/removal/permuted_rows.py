@@ -51,7 +51,7 @@ class PermutedPlan:
     def draw(self, block: Problem, samples: range) -> Points:
         device = block.device
         order = torch.arange(samples.start - 1, samples.stop - 1, device=device)
-        feature = order.fmod(self.features)  # which leaves the -1 of sample 0, that of no feature
+        feature = torch.where(order < 0, order, order % self.features)  # sample 0, which is x, is that of none
         others = self.orders.index_select(0, order.clamp(min=0))
         others = others if block.origin is None else others[:, block.origin]
         taken = feature[:, None] == torch.arange(self.features, device=device)
@@ -87,10 +87,11 @@ def _with_others(x: Tensor, everyone: Tensor, taken: Tensor, others: Tensor) -> 
     `taken`: (samples, 1 or batch, ...). `others`: (samples, batch) which ones. Most elements are x's own.
     """
     rows = x.expand(len(taken), *x.shape).clone(memory_format=torch.contiguous_format)  # a view would be the user's x
-    sample, example, element = (place[:, None] for place in taken.flatten(2).nonzero().unbind(1))
+    whole = taken.expand(*taken.shape[:2], *x.shape[1:])  # masks that are alike along an axis have it once
+    sample, example, element = (place[:, None] for place in whole.reshape(*taken.shape[:2], -1).nonzero().unbind(1))
     if taken.shape[1] == 1:
         example = torch.arange(len(x), device=x.device)[None]
-    flat = everyone.flatten(1)
+    flat = everyone.reshape(len(everyone), -1)
     values = flat.take(others[sample, example] * flat.shape[1] + element)
     rows.view(len(taken), len(x), -1)[sample, example, element] = values
     return rows.flatten(0, 1)
