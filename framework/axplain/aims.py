@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from typing import Any, Final
 
@@ -58,7 +59,7 @@ def _one_of_several(i: int, given: Any, model: Model, batch: int) -> Target:
 def _indices(given: Any, batch: int) -> Tensor:
     """Return (1 or batch, depth) indices on the CPU."""
     if isinstance(given, tuple):
-        return torch.tensor([[_index(item) for item in given]], device="cpu")
+        return _same(tuple(_index(item) for item in given))
     if isinstance(given, list):
         rows = [[_index(i) for i in item] if isinstance(item, tuple | list) else [_index(item)] for item in given]
         if len({len(row) for row in rows}) > 1:
@@ -70,7 +71,12 @@ def _indices(given: Any, batch: int) -> Tensor:
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool or given.ndim > 2:
             raise ArgumentError("target", f"a tensor of {given.dtype}, shape {tuple(given.shape)} came", TARGET_FORMS)
         return _per_example(given.detach().cpu().long(), batch, given)
-    return torch.tensor([[_index(given)]], device="cpu")
+    return _same((_index(given),))
+
+
+@functools.lru_cache(maxsize=1024)  # nobody writes to it, and making it takes longer than a small model's pass
+def _same(place: tuple[int, ...]) -> Tensor:
+    return torch.tensor([place], device="cpu")
 
 
 def _index(item: Any) -> int:
