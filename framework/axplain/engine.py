@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from axplain.errors import AxplainError, UncoveredOperation, UnsupportedModel, log
-from axplain.layout import in_channels_last, runs_in_channels_last
+from axplain.layout import about_layout, in_channels_last, runs_in_channels_last
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount, finite_values, output_tensor
 from axplain.problem import Problem
@@ -196,10 +196,10 @@ class Engine:
         graph = need != "value" or self.differentiates or problem.model.module is not None
         key = (_shape_key(problem, "gradient"), graph, torch.is_autocast_enabled(problem.device.type))
         self._measured = remembered(problem.model.function, key, lambda: self._measure(problem, graph=graph))
-        if need == "value" and remembered(
-            problem.model.function, ("layout", key, problem.arguments.kinds()), lambda: runs_in_channels_last(problem)
-        ):
-            self._channels_last.add(_shape_key(problem, need))
+        if need == "value" and self._measured.values is not None:
+            wanted = ("layout", key, problem.arguments.kinds())
+            if remembered(problem.model.function, wanted, lambda: runs_in_channels_last(problem)):
+                self._channels_last.add(_shape_key(problem, need))
         each = self._measured.bytes_per_row
         each = each * 3 // 2 if need == "rules" else each
         return rows_within_budget(each, problem.device, values=need == "value")
@@ -242,9 +242,9 @@ class Engine:
             try:
                 return self._select(problem, map_tensors(in_channels_last, x), index)
             except RuntimeError as error:
-                if out_of_memory(error):
+                if not about_layout(error):
                     raise
-                self._channels_last.discard(key)  # code that these rows alone reach: the usual layout tells
+                self._channels_last.discard(key)  # code that these rows alone reach
         return self._select(problem, map_tensors(Tensor.clone, x), index)
 
     def _read(self, problem: Problem, x: Tensors, index: Tensor, reading: Reading) -> Answers:
@@ -326,9 +326,14 @@ class Engine:
             index = torch.zeros(2 if 2 not in self._sizes else 3, dtype=torch.long, device=problem.device)
             x = map_tensors(lambda tensor: tensor[index], problem.inputs)
             try:
-                raw = problem.model(x, problem.arguments.rows(index))
-            except Exception:  # a model that takes no other number of rows cannot be asked
-                return
+                raw = self._pass(problem, x, index)
+            except Exception as error:
+                error.add_note(
+                    "axplain: the output is as long on another axis as the batch is, so another number of rows must "
+                    "tell which is which. Of a model that takes this number alone choose a value yourself: "
+                    "target=lambda output: output[:, 1]."
+                )
+                raise
             problem.target.select(raw, index)
 
         if self._doubted:

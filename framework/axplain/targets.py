@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten  # containers, and the outputs of Hugging Face models
 
 from axplain.errors import ArgumentError, UnsupportedModel, counted
+from axplain.memory import remembered
 from axplain.model import Model, output_tensor
 
 
@@ -233,6 +234,11 @@ class CallableTarget(Same):
     """A function of the model's raw output that returns one value per row."""
 
     function: Callable[[Any], Any]
+
+    @property
+    def operations(self) -> Hashable:
+        """What stands for the function as long as it lives."""
+        return remembered(self.function, "operations", object)
 
     def select(self, raw: Any, index: Tensor) -> Tensor:
         """Return one value per row."""

@@ -328,12 +328,14 @@ class OneSize(nn.Module):
         return torch.stack([held.sum((0, 2)), held.prod(0)[:, 0], held.amax((0, 2))], 1)
 
 
-def test_a_model_that_takes_one_number_of_rows_is_explained() -> None:
-    x = drawn(3, 4)
-    check_one = axplain.explain(OneSize(2), x, "saliency", absolute=False, target=1).attributions
-    model = OneSize(2)
-    torch.testing.assert_close(check_one, gradient(lambda x: model(x)[:, 1], x))
-    unit = axplain.explain(OneSize(2), x, "saliency", absolute=False, target=axplain.neuron("core", (1, 0)))
-    torch.testing.assert_close(unit.attributions, gradient(lambda x: x[:, 1] * model.state[0, :, 0].detach(), x))
-    with pytest.raises(axplain.ArgumentError, match="for 3 rows, the only number the model takes"):
-        axplain.explain(OneSize(3), x, "saliency", target=axplain.neuron("core", (1, 0)))
+def test_a_model_that_takes_one_number_of_rows_is_told_why_another_was_tried() -> None:
+    """It has as many classes as examples, so nothing but another number of rows tells which axis is which."""
+    x, model = drawn(3, 4), OneSize(2)
+    with pytest.raises(RuntimeError) as failed:
+        explained(OneSize(2), x, target=1)
+    assert "target=lambda output: output[:, 1]" in "".join(failed.value.__notes__)
+    found = explained(OneSize(2), x, target=lambda output: output[:, 1])
+    torch.testing.assert_close(found, gradient(lambda x: model(x)[:, 1], x))
+    with pytest.raises(RuntimeError) as failed:
+        explained(OneSize(2), x, target=axplain.neuron("core", (1, 0)))
+    assert "where layer 'core' holds the batch" in "".join(failed.value.__notes__)

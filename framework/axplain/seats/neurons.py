@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from axplain.errors import ArgumentError, AxplainError, UnsupportedModel, counted
+from axplain.errors import ArgumentError, UnsupportedModel, counted
 from axplain.hidden import refuse_hidden_code
 from axplain.memory import remembered
 from axplain.model import Model, output_tensor
@@ -69,18 +69,13 @@ class NeuronTarget(Same):
         """Return the target with the axis on which its layer holds the rows.
 
         Two small passes tell, the first time for each model, shape of input and layer; they are not counted. The pass
-        itself would not: a sequence may be as long as the batch. Where a model takes one number of rows alone, it must.
+        itself would not: a sequence may be as long as the batch.
 
         Raises:
             ArgumentError: the layer is never reached, or has no axis of the rows alone.
         """
         key = ("rows", self.site, problem.shapes, problem.arguments.kinds())
-        try:
-            one, two = remembered(problem.model.function, key, lambda: [self._shape(problem, rows) for rows in ROWS])
-        except AxplainError:
-            raise
-        except Exception:  # it takes no other number of rows, or fails for a reason that this pass tells
-            return self._as_long_as(problem)
+        one, two = remembered(problem.model.function, key, lambda: [self._shape(problem, rows) for rows in ROWS])
         differing = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
         if len(one) != len(two) or [(one[axis], two[axis]) for axis in differing] != [ROWS]:
             raise ArgumentError(
@@ -88,17 +83,6 @@ class NeuronTarget(Same):
                 "a layer with an axis of the rows alone", "Choose one before or behind the step that folds them.",
             )  # fmt: skip
         return attrs.evolve(self, axis=differing[0])
-
-    def _as_long_as(self, problem: Problem) -> NeuronTarget:
-        """Return the target with the one axis of its layer that is as long as the batch."""
-        shape = self._shape(problem, problem.batch)
-        axes = [axis for axis, size in enumerate(shape) if size == problem.batch]
-        if len(axes) != 1:
-            raise ArgumentError(
-                self.argument, f"{self.site} holds {shape} for {problem.batch} rows, the only number the model takes",
-                "one axis of that length", "Let the model take any number of rows, or choose another layer.",
-            )  # fmt: skip
-        return attrs.evolve(self, axis=axes[0])
 
     def _shape(self, problem: Problem, rows: int) -> tuple[int, ...]:
         """Return the shape of what the layer holds in a pass of that size."""
@@ -108,8 +92,16 @@ class NeuronTarget(Same):
             shapes.append(tuple(self.value_in(leaves).shape))
 
         index = torch.arange(rows, device=problem.device) % problem.batch
-        with hooked((self.site,), see):
-            problem.model(map_tensors(lambda tensor: tensor[index], problem.inputs), problem.arguments.rows(index))
+        x = map_tensors(lambda tensor: tensor[index], problem.inputs)
+        try:
+            with hooked((self.site,), see):
+                problem.model(x, problem.arguments.rows(index))
+        except Exception as error:
+            error.add_note(
+                f"axplain: the model failed on {rows} rows, which were to tell where {self.site} holds the batch; a "
+                "neuron needs a model that takes any number of rows."
+            )
+            raise
         self.check_calls(len(shapes))
         return shapes[0]
 
@@ -152,6 +144,11 @@ class NeuronTarget(Same):
         if not picked.numel():
             raise ArgumentError(self.argument, f"neuron index {self.index!r} came", inside)
         return picked
+
+    @property
+    def operations(self) -> Hashable:
+        """The layer and the index; None where that is a function."""
+        return None if callable(self.index) else (self.site, self.axis, _index_text(self.index))
 
     def describe(self) -> Any:
         """Return the target as JSON can hold it."""
