@@ -51,7 +51,9 @@ class PermutedPlan:
     def draw(self, block: Problem, samples: range) -> Points:
         device = block.device
         order = torch.arange(samples.start - 1, samples.stop - 1, device=device)
-        feature = torch.where(order < 0, order, order % self.features)  # sample 0, which is x, is that of none
+        feature = order  # sample 0, which is x, is that of none
+        if self.rounds > 1:
+            feature = torch.where(order < 0, order, order % self.features)
         others = self.orders.index_select(0, order.clamp(min=0))
         others = others if block.origin is None else others[:, block.origin]
         taken = feature[:, None] == torch.arange(self.features, device=device)
