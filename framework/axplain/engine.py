@@ -214,7 +214,7 @@ class Engine:
 
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
-            x = map_tensors(lambda tensor: tensor[index], problem.inputs)
+            x = problem.examples(index)
             rows_of_x = map_tensors(Tensor.clone, _leaves(x)) if graph else x
             with torch.enable_grad(), problem.target.watching(problem.model):
                 raw, size = saved_bytes(lambda: self._pass(problem, rows_of_x, index))
@@ -324,7 +324,7 @@ class Engine:
             if len(self._sizes) > 1:
                 return
             index = torch.zeros(2 if 2 not in self._sizes else 3, dtype=torch.long, device=problem.device)
-            x = map_tensors(lambda tensor: tensor[index], problem.inputs)
+            x = problem.examples(index)
             try:
                 raw = self._pass(problem, x, index)
             except Exception as error:

@@ -30,11 +30,11 @@ def runs_in_channels_last(problem: Problem) -> bool:
     if not (pictures and convolves) or problem.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     index = torch.arange(2) % problem.batch
-    if not all(_differs(tensor[index]) for tensor in problem.inputs if tensor.ndim == 4):
+    if not all(_differs(tensor) for tensor in problem.examples(index) if tensor.ndim == 4):
         return False
-    usual = _told(problem, Tensor.clone)
+    usual = _told(problem, index, Tensor.clone)
     try:
-        other = _told(problem, in_channels_last)
+        other = _told(problem, index, in_channels_last)
     except RuntimeError as error:
         if not about_layout(error):
             raise
@@ -47,10 +47,9 @@ def about_layout(error: RuntimeError) -> bool:
     return any(word in str(error) for word in ("stride", "contiguous", "memory format", "memory_format"))
 
 
-def _told(problem: Problem, copied: Callable[[Tensor], Tensor]) -> list[Any]:
-    """Return all that the model gives for two rows, and the target's value."""
-    index = torch.arange(2) % problem.batch
-    x = map_tensors(lambda tensor: copied(tensor[index]), problem.inputs)
+def _told(problem: Problem, index: Tensor, copied: Callable[[Tensor], Tensor]) -> list[Any]:
+    """Return all that the model gives for some examples, and the target's value."""
+    x = map_tensors(copied, problem.examples(index))
     with problem.target.watching(problem.model):
         raw = problem.model(x, problem.arguments.rows(index))
         return [*tree_flatten(raw)[0], problem.target.select(raw, index)]

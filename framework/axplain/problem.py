@@ -132,6 +132,10 @@ class Problem:
         """Return the index of all examples."""
         return torch.arange(self.batch, device=self.device)
 
+    def examples(self, index: Tensor) -> Tensors:
+        """Return the inputs of some examples, in the order of `index`, repeated where it repeats."""
+        return map_tensors(lambda tensor: tensor[index], self.inputs)
+
     def repeated(self, samples: int) -> Tensor:
         """Return the index of all examples, once for each sample, sample-major."""
         return self.everyone().expand(samples, self.batch).reshape(-1)
@@ -146,7 +150,7 @@ class Problem:
         """Return the question about some of the examples, in the order of `index`, repeated where it repeats."""
         return attrs.evolve(
             self,
-            inputs=map_tensors(lambda tensor: tensor[index], self.inputs),
+            inputs=self.examples(index),
             target=self.target.take(index),
             references=self.references.take(index) if self.references else None,
             arguments=self.arguments.take(index),

@@ -168,8 +168,7 @@ class IndexTarget(Same):
 
     @_same.default
     def _for_all(self) -> list[int] | None:
-        one, *others = self.indices.tolist()
-        return None if others else one
+        return None if len(self.indices) > 1 else [int(item) for item in self.indices[0].tolist()]
 
     @property
     def operations(self) -> Hashable:

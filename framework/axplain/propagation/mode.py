@@ -71,8 +71,8 @@ class PropagationMode(TorchFunctionMode):
         self.whole = True
         self._inside: list[Callable[..., Any]] = []
         self.marks = Marks()
-        self._nodes: set[Any] | None = None
-        self._own: set[Any] | None = None
+        self.nodes: set[Any] = set()  # of linear operations; there are none without a graph
+        self.own: set[Any] = set()  # of operations that keep their own gradient
 
     def depend(self, tensors: Tensors) -> None:
         """Say which tensors are the seat's."""
@@ -131,7 +131,7 @@ class PropagationMode(TorchFunctionMode):
         if rule is OWN_GRADIENT and self._books(met):
             return self._ruled(met, HANDED_ON)
         if rule is OWN_GRADIENT:
-            return self._outputs(met, self._linear(met, self._own), "smooth")
+            return self._outputs(met, self._linear(met, self.own), "smooth")
         if rule is not None and "out" not in met.keywords:
             if rule.several or rule.fused or met.places in ([(0,)], [("input",)]):
                 return self._ruled(met, rule)
@@ -164,9 +164,8 @@ class PropagationMode(TorchFunctionMode):
         """Run an operation as it is, and remember which nodes it added to the graph."""
         before, result = met.nodes, met.run()
         written = () if met.written is None else (met.written,)
-        known = self._nodes if nodes is None else nodes
-        if known is not None:
-            known.update(new_nodes([*tensors_in(result), *written], before, known))
+        known = self.nodes if nodes is None else nodes
+        known.update(new_nodes([*tensors_in(result), *written], before, known))
         return result
 
     def _unruled(self, met: Met) -> Any:
@@ -200,7 +199,7 @@ class PropagationMode(TorchFunctionMode):
     def _unknown(self, met: Met, why: str = "it has no rule") -> Any:
         """Refuse an operation, or take its plain gradient where that was asked for."""
         self.uncovered(met.name.name, why)
-        return self._outputs(met, self._linear(met, self._own), "smooth")
+        return self._outputs(met, self._linear(met, self.own), "smooth")
 
     def _outputs(self, met: Met, result: Any, mark: Mark) -> Any:
         """Mark what an operation gave, and what it wrote to."""
@@ -324,8 +323,7 @@ class PropagationMode(TorchFunctionMode):
         if written is None:
             return type(result)((output, *others)) if others else output
         written.copy_(output)
-        if self._nodes is not None:
-            self._nodes.update(new_nodes([written], {output.grad_fn}, self._nodes))
+        self.nodes.update(new_nodes([written], {output.grad_fn}, self.nodes))
         self.marks.put(written, self.marks.of(output) or "smooth")
         self.marks.write(written)
         return written
@@ -373,9 +371,6 @@ class Following(PropagationMode):
     ) -> None:
         super().__init__(rules, root, notes)
         self.reader, self.ledger = reader, ledger
-        self.nodes: set[Any] = set()
-        self.own: set[Any] = set()
-        self._nodes, self._own = self.nodes, self.own
         self.kept = Kept()
 
     def _flows(self, tensor: Tensor) -> bool:

@@ -152,20 +152,25 @@ class Name:
 @functools.lru_cache(maxsize=4096)
 def name_of(function: Callable[..., Any]) -> Name:
     """Return the name that all spellings of an operation share: `F.relu`, `torch.relu_`, `Tensor.__iadd__`."""
+    name, in_place = _spelled(function)
+    return Name(name, in_place, python=is_python(function))
+
+
+def _spelled(function: Callable[..., Any]) -> tuple[str, bool]:
+    """Return the name without what spells it as a property, an operator or a write, and whether it writes."""
     name = getattr(function, "__name__", type(function).__name__)
-    python = is_python(function)
     if name in ("__get__", "__set__"):
-        return Name(function.__self__.__name__, name == "__set__", python)  # type: ignore[attr-defined]
+        return function.__self__.__name__, name == "__set__"  # type: ignore[attr-defined]
     if name.startswith("__"):
         plain = name.strip("_")
         if plain == "setitem":
-            return Name(plain, True, python)
+            return plain, True
         if plain[0] == "i" and plain[1:] in _OPERATORS:
-            return Name(_OPERATORS[plain[1:]], True, python)
-        return Name(_OPERATORS.get(plain, name), False, python)
+            return _OPERATORS[plain[1:]], True
+        return _OPERATORS.get(plain, name), False
     if name.endswith("_") and not name.startswith("_"):
-        return Name(name[:-1], True, python)
-    return Name(name, False, python)
+        return name[:-1], True
+    return name, False
 
 
 _OPERATORS: Final = {

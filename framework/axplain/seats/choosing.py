@@ -16,7 +16,6 @@ from axplain.guard import occupied, untouched
 from axplain.memory import remembered
 from axplain.problem import Problem
 from axplain.seats.sites import Site
-from axplain.structure import map_tensors
 
 #: where torch keeps what rectifies or normalises a map, element by element or channel by channel
 FOLLOWING: Final = tuple(f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "instancenorm"))
@@ -75,7 +74,7 @@ def _maps(problem: Problem, module: nn.Module) -> list[tuple[str, int | None]]:
             inside = max((len(c.kernel_size) for c in part.modules() if isinstance(c, _ConvNd)), default=0)
             if name and (inside or type(part).__module__ in FOLLOWING):
                 stack.callback(part.register_forward_hook(partial(note, name=name, dimensions=inside)).remove)
-        problem.model(map_tensors(lambda tensor: tensor[index], problem.inputs), problem.arguments.rows(index))
+        problem.model(problem.examples(index), problem.arguments.rows(index))
     return [(name, call if runs[part] > 1 else None) for part, name, call, _ in ended]
 
 

@@ -18,7 +18,6 @@ from axplain.model import Model, output_tensor
 from axplain.problem import Problem
 from axplain.seats.sites import Seat, Site, hooked, never_reached, resolve_site
 from axplain.seats.trace import ROWS
-from axplain.structure import map_tensors
 from axplain.targets import CallableTarget, Same
 
 
@@ -92,7 +91,7 @@ class NeuronTarget(Same):
             shapes.append(tuple(self.value_in(leaves).shape))
 
         index = torch.arange(rows, device=problem.device) % problem.batch
-        x = map_tensors(lambda tensor: tensor[index], problem.inputs)
+        x = problem.examples(index)
         try:
             with hooked((self.site,), see):
                 problem.model(x, problem.arguments.rows(index))

@@ -53,7 +53,7 @@ def _traced(
 ) -> tuple[Tracing, dict[tuple[int, int, int], Tensor], bool]:
     """Run the first example, several times in one batch; return the trace, what was met, and whether x goes around."""
     index = torch.zeros(rows, dtype=torch.long, device=problem.device)
-    x = map_tensors(lambda tensor: tensor[index], problem.inputs)
+    x = problem.examples(index)
     arguments = problem.arguments.rows(index)
     tracing, met, states = Tracing(x, (index, arguments)), {}, RandomStates.capture(problem.device)
     before: list[tuple[Tensor, Tensor]] = []

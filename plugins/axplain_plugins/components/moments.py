@@ -54,19 +54,14 @@ class MomentAggregation:
             if self.multiply_by == "tangent" and points.tangent is not None:
                 terms = terms * points.tangent[i]
             samples.append(self.transform(terms) if self.transform else terms)
-        origin = state.origin if state is not None else tuple(terms[0] for terms in samples)
-        chunk = [_moments(terms, first) for terms, first in zip(samples, origin, strict=True)]
+        origin = state.origin if state else tuple(terms[0] for terms in samples)
+        chunk = [Moments.of(terms - first) for terms, first in zip(samples, origin, strict=True)]
         before = state.moments if state else [None] * len(chunk)
         return Terms(origin, tuple(merged(*pair) for pair in zip(before, chunk, strict=True)))
 
     def finish(self, state: Terms, block: Problem) -> Reduced:
         certain = self.errors and state.count > 1
         return Reduced(self.read(state), tuple(of.standard_error for of in state.moments) if certain else None)
-
-
-def _moments(terms: Tensor, origin: Tensor) -> Moments:
-    alone = len(terms) == 1 and terms.data_ptr() == origin.data_ptr()  # the first sample, less itself
-    return Moments(1, *[torch.zeros_like(origin)] * 2) if alone else Moments.of(terms - origin)
 
 
 def _means(terms: Terms) -> Tensors:
