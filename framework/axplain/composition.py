@@ -48,8 +48,9 @@ def run_method(call: Call, problem: Problem, engine: Engine, settings: Settings)
     claimed = claim is not None and claim.kind != "inherited"  # a lift aggregates the checks of its inner method
     # a lift disturbs the input, its method is at the seat
     if problem.seating is not None and spec.seats != "inner" and spec.perturb_at == "seat":
-        tail = lowered(problem, engine, ends=verify and claimed)
-        return run_method(call, tail, engine, attrs.evolve(settings, verify=verify))
+        tail = lowered(problem, engine, ends=verify and claimed, again=settings.verify and claimed)
+        outcome = run_method(call, tail, engine, attrs.evolve(settings, verify=verify))
+        return attrs.evolve(outcome, lowered=tail)
     checks = verify and claimed and problem.references is not None
     averages = spec.baseline == "reference" and problem.reference_table().count > 1
     settings = attrs.evolve(settings, values=call.values, ends=checks and not averages and problem.ends is None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import attrs
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from axplain.errors import AxplainError, UncoveredOperation, UnsupportedModel, log
-from axplain.layout import about_layout, in_channels_last, runs_in_channels_last
+from axplain.layout import CHANNELS_LAST, USUAL, Layout, about_layout, runs_in_channels_last
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount, finite_values, output_tensor
 from axplain.problem import Problem
@@ -27,6 +28,7 @@ from axplain.structure import Rows, Tensors, accumulator, concatenate, map_tenso
 #: "rules" is a gradient under a rule set: its graph keeps about half as much again
 Need = Literal["value", "gradient", "rules"]
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 #: Below this many rows in all there is nothing to chunk, and measuring would cost as much as the work.
 UNMEASURED_ROWS = 4
@@ -183,8 +185,9 @@ class Engine:
     def samples(self, block: Problem, count: int, need: Need, start: int = 0) -> Iterator[range]:
         """Yield ranges of samples that fit in a chunk together with the block's examples."""
         while start < count:
-            step = max(self.rows(block, need) // block.batch, 1)  # asked each time: memory may have run out
-            yield range(start, min(start + step, count))
+            most = max(self.rows(block, need) // block.batch, 1)  # asked each time: memory may have run out
+            step = math.ceil((count - start) / math.ceil((count - start) / most))  # a small last chunk costs more a row
+            yield range(start, start + step)
             start += step
 
     def _choose_rows(self, problem: Problem, need: Need) -> int:
@@ -232,20 +235,20 @@ class Engine:
         return Measured((growth if growth > 0 else HIDDEN * inputs) + inputs, (values[0], values[1]))
 
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
-        value = self._in_layout(problem, x, index)
+        value = self.in_layout(problem, lambda layout: self._select(problem, map_tensors(layout.copied, x), index))
         self._count(len(index), 0)
         return Answers(value=finite_values(value))
 
-    def _in_layout(self, problem: Problem, x: Tensors, index: Tensor) -> Tensor:
-        """Select values from a pass over copies of the rows, in the layout that is faster where it is known to do."""
+    def in_layout(self, problem: Problem, run: Callable[[Layout], T]) -> T:
+        """Run a pass for values with rows that lie as it is faster, where that is known to do, else as usual."""
         if self._channels_last and (key := _shape_key(problem, "value")) in self._channels_last:
             try:
-                return self._select(problem, map_tensors(in_channels_last, x), index)
+                return run(CHANNELS_LAST)
             except RuntimeError as error:
                 if not about_layout(error):
                     raise
                 self._channels_last.discard(key)  # code that these rows alone reach
-        return self._select(problem, map_tensors(Tensor.clone, x), index)
+        return run(USUAL)
 
     def _read(self, problem: Problem, x: Tensors, index: Tensor, reading: Reading) -> Answers:
         def run(rows: Tensors, looking: AbstractContextManager[None]) -> Any:

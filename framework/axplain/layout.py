@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+import attrs
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
@@ -12,10 +13,25 @@ from torch.utils._pytree import tree_flatten
 from axplain.problem import Problem
 from axplain.structure import map_tensors
 
+#: The first layers gain, where pixels are many and channels few; behind them the weights take longer to turn.
+FEW_CHANNELS: Final = 16
 
-def in_channels_last(tensor: Tensor) -> Tensor:
+
+@attrs.frozen
+class Layout:
+    """How the rows of a pass lie. `copied`: a tensor as the pass gets it; `usual`: what it gives, as it would lie."""
+
+    copied: Callable[[Tensor], Tensor]
+    usual: Callable[[Tensor], Tensor]
+
+
+def _in_channels_last(tensor: Tensor) -> Tensor:
     """Return a copy in which, of a picture, the channels of each pixel lie side by side."""
     return tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.preserve_format)
+
+
+USUAL: Final = Layout(Tensor.clone, lambda tensor: tensor)
+CHANNELS_LAST: Final = Layout(_in_channels_last, Tensor.contiguous)
 
 
 def runs_in_channels_last(problem: Problem) -> bool:
@@ -25,16 +41,19 @@ def runs_in_channels_last(problem: Problem) -> bool:
     get them. Code that looks at strides, as `view` does, may fail or err: two passes over two rows tell, unless these
     are the same in either order.
     """
-    pictures = any(tensor.ndim == 4 and tensor.dtype == torch.float32 for tensor in problem.inputs)
+    pictures = any(
+        tensor.ndim == 4 and tensor.dtype == torch.float32 and tensor.shape[1] <= FEW_CHANNELS
+        for tensor in problem.inputs
+    )
     convolves = any(isinstance(part, torch.nn.Conv2d) for part in problem.model.parts.values())
     if not (pictures and convolves) or problem.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     index = torch.arange(2) % problem.batch
     if not all(_differs(tensor) for tensor in problem.examples(index) if tensor.ndim == 4):
         return False
-    usual = _told(problem, index, Tensor.clone)
+    usual = _told(problem, index, USUAL)
     try:
-        other = _told(problem, index, in_channels_last)
+        other = _told(problem, index, CHANNELS_LAST)
     except RuntimeError as error:
         if not about_layout(error):
             raise
@@ -47,9 +66,9 @@ def about_layout(error: RuntimeError) -> bool:
     return any(word in str(error) for word in ("stride", "contiguous", "memory format", "memory_format"))
 
 
-def _told(problem: Problem, index: Tensor, copied: Callable[[Tensor], Tensor]) -> list[Any]:
+def _told(problem: Problem, index: Tensor, layout: Layout) -> list[Any]:
     """Return all that the model gives for some examples, and the target's value."""
-    x = map_tensors(copied, problem.examples(index))
+    x = map_tensors(layout.copied, problem.examples(index))
     with problem.target.watching(problem.model):
         raw = problem.model(x, problem.arguments.rows(index))
         return [*tree_flatten(raw)[0], problem.target.select(raw, index)]

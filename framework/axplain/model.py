@@ -47,6 +47,11 @@ class Model:
         return None
 
     @property
+    def steady(self) -> bool:
+        """Whether what it leaves out of its passes is known to give the same again."""
+        return False
+
+    @property
     def spares(self) -> bool:
         """Whether it is known not to write to its inputs."""
         return False

@@ -168,7 +168,7 @@ class Outcome:
     `checks`: (batch,) float64 each: `completeness`, the residual, and `difference`, the F(x) - F(x') it is judged by;
     a method leaves them to the kernel. `columns`: the drawn columns of the references. `ends`: (batch,) float64 each,
     F(x) and mean F(x'), where the method's own passes told them. `features`: as in `Reduced`. `notes` go to the
-    explanation.
+    explanation. `lowered`: the question about the model that begins at a layer, where it was that one that was asked.
     """
 
     attributions: Tensors
@@ -178,6 +178,7 @@ class Outcome:
     ends: tuple[Tensor, Tensor] | None = None
     features: Tensor | None = None
     notes: Mapping[str, Any] = attrs.field(factory=dict)
+    lowered: Problem | None = None
 
     def select(self, place: int, targets: int) -> Outcome:
         """Return what is said of one of several targets; every tensor has the targets of an example side by side."""

@@ -302,3 +302,83 @@ def test_writes_that_the_survey_cannot_count_are_met(method: str, how: str) -> N
 
     more = {"baselines": absent} if method == "integrated_gradients" else {}
     close(found, axplain.explain(tail, held, method, target=1, verify=False, **more).attributions)
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed before its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        self.seen.append(h)
+        out: Tensor = self.last(torch.tanh(self.layer(h)))
+        return out
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("what", ["input", "output"])
+def test_what_the_model_or_a_hook_keeps_of_before_the_layer_has_its_numbers(what: str, late: bool) -> None:
+    model, kept = made(Switched), []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        kept.append(args[0] if what == "input" else output)
+
+    def explain() -> Tensor:
+        return axplain.explain(
+            model, X, "integrated_gradients", layer="layer", target=0, n_steps=3, batch_size=4
+        ).attributions
+
+    expected = explain() if late else None
+    model.first.register_forward_hook(keep)
+    found = explain()
+    assert expected is None or torch.equal(found, expected)
+    last = kept[-1]
+    x = last if what == "input" else None
+    if x is None:
+        assert any(torch.allclose(row, seen) for row in last for seen in model.first(X))
+    else:
+        assert all(any(torch.equal(row, example) for example in X) for row in x)
+
+
+def test_what_the_model_keeps_in_a_list_has_its_numbers() -> None:
+    model = made(Remembering)
+    axplain.explain(model, X, "integrated_gradients", layer="layer", target=0, n_steps=3, baselines=ONE)
+    rows = torch.tanh(model.first(torch.cat([X, ONE]))).detach()
+    assert all(any(torch.allclose(row, real) for real in rows) for seen in model.seen for row in seen)
+
+
+class Read(nn.Module):
+    """Reads a number of its own before the layer and uses it behind, and writes to a view of its input."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.scale, self.way = nn.Parameter(torch.tensor(2.0)), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "number":
+            scale = self.scale.item()
+            out: Tensor = self.last(torch.tanh(self.layer(x)) * scale)
+        else:
+            x.view(-1).mul_(2.0)
+            out = self.last(torch.tanh(self.layer(x.clone())) * x)
+        return out
+
+
+@pytest.mark.parametrize("way", ["number", "view"])
+def test_numbers_that_leave_torch_and_writes_to_views_are_met_in_every_pass(way: str) -> None:
+    model = made(lambda: Read(way))
+    for scale in (2.0, 3.0):
+        model.scale.data.fill_(scale)
+        found = axplain.explain(model, X.clone(), "kernel_shap", layer="layer", target=0, baselines=ONE)
+        x = X * (2.0 if way == "view" else 1.0)
+        away = model.layer(ONE * (2.0 if way == "view" else 1.0)).detach()
+        expected = axplain.explain(
+            lambda s, x: model.last(torch.tanh(s) * (x if way == "view" else model.scale)),
+            model.layer(x).detach(), "kernel_shap", target=0, baselines=away, additional_forward_args=x,
+        )  # fmt: skip
+        close(found.attributions, expected.attributions)

@@ -45,7 +45,9 @@ def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey
         raise ArgumentError("layer", f"{in_words(sites)} runs for some rows and not for others", "one that always runs")
     slots = tuple(_slot(sites[place[0]], place, tensor, second[place]) for place, tensor in first.items())
     written = one.written or two.written
-    return Survey(slots, Trace.of(one, two) if replaced else None, bypassed, one.switches, written)
+    switches, trace = one.switches, Trace.of(one, two) if replaced else None
+    one.outlived()  # what the first pass left, the second one may have replaced
+    return Survey(slots, None if two.outlived() else trace, bypassed, switches, written)
 
 
 def _traced(
@@ -55,7 +57,8 @@ def _traced(
     index = torch.zeros(rows, dtype=torch.long, device=problem.device)
     x = problem.examples(index)
     arguments = problem.arguments.rows(index)
-    tracing, met, states = Tracing(x, (index, arguments)), {}, RandomStates.capture(problem.device)
+    own = map_tensors(Tensor.clone, x)  # it may write to them
+    tracing, met, states = Tracing(own, (index, arguments)), {}, RandomStates.capture(problem.device)
     before: list[tuple[Tensor, Tensor]] = []
 
     def see(site: int, call: int, leaves: list[Any]) -> list[Any] | None:
@@ -69,7 +72,7 @@ def _traced(
         return [found.get(place, leaf) for place, leaf in enumerate(leaves)]
 
     with tracing, problem.target.watching(problem.model), hooked(sites, see):  # the target sees what is put there
-        raw = problem.model(x, arguments)
+        raw = problem.model(own, arguments)
         tracing.give(raw)
         value = problem.target.select(raw, index)
     # `.data` counts no versions, and relu_ may change no number

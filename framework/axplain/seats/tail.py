@@ -16,27 +16,40 @@ from torch import Tensor
 
 from axplain.engine import Engine
 from axplain.errors import ArgumentError, UnsupportedModel, counted
+from axplain.layout import USUAL, Layout
 from axplain.model import Model, finite_values
 from axplain.problem import Arguments, Problem, References
 from axplain.randomness import Key
 from axplain.references import resolve_references
+from axplain.seats.operands import Operands
 from axplain.seats.seating import Seating
 from axplain.seats.sites import hooked
-from axplain.seats.trace import Diverged, Keeping, Skipping
+from axplain.seats.trace import Diverged, Keeping, Repeating, Skipping, Trace
 from axplain.structure import Tensors, concatenate, map_tensors
 
 
 @attrs.frozen(eq=False)
 class TailModel(Model):
-    """Calls a model with rows of the seat's values; `arguments` begin with the inputs of its own and what was kept."""
+    """Calls a model with rows of the seat's values; `arguments` begin with the rows' examples and what was kept.
+
+    `own`: the inputs of each example, as the whole model takes them. `noted`: what the operations before the seat were
+    given in the pass that carried the first rows there.
+    """
 
     whole: Model
     seating: Seating
+    own: Tensors
+    noted: Operands | None = None
 
     @property
     def key(self) -> Any:
         """What tells this model from the whole one, where something is remembered of both."""
-        return self.seating.sites
+        return self.seating.sites, tuple(tensor.shape[1:] for tensor in self.own)
+
+    @property
+    def steady(self) -> bool:
+        """Whether a pass was seen to compute before the seat what the pass computed that carried rows there."""
+        return self.noted is not None and bool(self.noted.repeated)
 
     @property
     def spares(self) -> bool:
@@ -45,19 +58,37 @@ class TailModel(Model):
 
     def __call__(self, inputs: Tensors, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
         """Return the raw output with the rows in the place of what the layers gave."""
-        positional, keyword = arguments
-        own, rest = len(self.whole.structure.names), len(self.seating.used)
-        given, kept, more = positional[:own], positional[own : own + rest], positional[own + rest :]
+        examples, kept, rest = self._parted(arguments)
         if self.seating.trace is not None:
-            tensors = dict(zip(self.seating.used, map(_back, kept, self.seating.axes), strict=True))
             try:
-                with Skipping(self.seating.trace, tensors, len(inputs[0])) as mode:
-                    raw = self._run(inputs, given, (more, keyword), mode.reach)
-                mode.check(raw)
-                return raw
+                return self._answered(inputs, examples, rest, self._mode(self.seating.trace, kept, len(inputs[0])))
             except Diverged:
                 pass  # it takes another way than the trace, or uses more of what is before the seat: in full, then
-        return self._run(inputs, given, (more, keyword), lambda: None)
+        given = map_tensors(lambda tensor: tensor[examples], self.own)
+        return self._run(inputs, given, rest, lambda: None)
+
+    def _mode(self, trace: Trace, kept: dict[tuple[int, int], Tensor], rows: int) -> Skipping:
+        """Return what answers the operations before the seat, and compares them the first time."""
+        if self.noted is None or self.noted.repeated is not None:
+            return Skipping(trace, kept, rows)
+        return Repeating(trace, kept, rows, self.noted)
+
+    def _parted(
+        self, arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> tuple[Tensor, dict[tuple[int, int], Tensor], Any]:
+        """Return the example of each row, what is kept of before the seat, and the whole model's other arguments."""
+        (examples, *positional), keyword = arguments
+        used = self.seating.used
+        kept = map(_back, positional[: len(used)], self.seating.axes)
+        return examples, dict(zip(used, kept, strict=True)), (tuple(positional[len(used) :]), keyword)
+
+    def _answered(self, rows: Tensors, examples: Tensor, rest: Any, mode: Skipping) -> Any:
+        given = mode.inputs(self.own, examples, rest)
+        with mode:
+            raw = self._run(rows, given, rest, mode.reach)
+        del given
+        mode.end(raw)
+        return raw
 
     def _run(self, rows: Tensors, given: Tensors, rest: Any, reach: Callable[[], None]) -> Any:
         placed = 0
@@ -82,27 +113,28 @@ class TailModel(Model):
         return raw
 
 
-def lowered(problem: Problem, engine: Engine, *, ends: bool = False) -> Problem:
+def lowered(problem: Problem, engine: Engine, *, ends: bool = False, again: bool = False) -> Problem:
     """Return the question about the model that begins at the seat, with inputs and references carried there.
 
-    `ends`: the passes that carry them shall tell F(x) and F(x'), too, of a question about one target.
+    `ends`: the passes that carry them shall tell F(x) and F(x'), too, of a question about one target. `again`: whether
+    the model shall tell if it is `steady`.
     Cost: one forward row for each example, and for each reference that is given at the input.
     """
     seating = problem.seating
     assert seating is not None, "asked for problems that have a seat"
     load = _Load.of_problem(problem, ends=ends and problem.targets == 1)
     try:
-        carried = _carry(problem, engine, load, keep=True)
+        carried = _carry(problem, engine, load, keep=True, note=again)
     except Diverged:  # another way through the model than the trace: every pass runs in full
         seating = seating.without_trace()
         problem = attrs.evolve(problem, seating=seating)
-        carried = _carry(problem, engine, load, keep=False)
+        carried = _carry(problem, engine, load, keep=False, note=False)
     structure, kept, batch = seating.structure, carried.kept, problem.batch
-    positional = (*problem.inputs, *kept, *problem.arguments.positional)
-    before = len(problem.inputs) + len(kept)
+    positional = (problem.everyone(), *kept, *problem.arguments.positional)
+    before = 1 + len(kept)
     follow = {
-        *(i for i in range(len(problem.inputs))),
-        *(len(problem.inputs) + i for i, axis in enumerate(seating.axes) if axis is not None),
+        0,
+        *(1 + i for i, axis in enumerate(seating.axes) if axis is not None),
         *(before + name if isinstance(name, int) else name for name in problem.arguments.follow),
     }
     values = map_tensors(lambda tensor: tensor[:batch], carried.values)
@@ -113,7 +145,7 @@ def lowered(problem: Problem, engine: Engine, *, ends: bool = False) -> Problem:
         references = None if load.index is None else References(rows, load.index)
     return attrs.evolve(
         problem,
-        model=TailModel(problem.model.function, structure, problem.model, seating),
+        model=TailModel(problem.model.function, structure, problem.model, seating, problem.inputs, carried.noted),
         inputs=values,
         references=references,
         arguments=Arguments(positional, problem.arguments.keyword, frozenset(follow)),
@@ -179,53 +211,78 @@ def resolved_at(seating: Seating, values: Tensors, key: Key) -> References | Non
 
 @attrs.frozen(eq=False)
 class _Carried:
-    """What passes over rows of the input gave: the seat's values, what is used behind it, (rows, askers) targets."""
+    """What passes over rows of the input gave: the seat's values, what is used behind it, (rows, askers) targets.
+
+    `noted`: what the operations of the first pass were given, where that was asked for.
+    """
 
     values: Tensors
     kept: Tensors
     told: Tensor
+    noted: Operands | None
 
 
-def _carry(problem: Problem, engine: Engine, load: _Load, *, keep: bool) -> _Carried:
-    """Run the rows up to the seat and behind it; `keep`: note what is used there, of the examples."""
+def _carry(problem: Problem, engine: Engine, load: _Load, *, keep: bool, note: bool) -> _Carried:
+    """Run the rows up to the seat and behind it; `keep`: what is used there, of the examples."""
     seating = problem.seating
     assert seating is not None, "asked for problems that have a seat"
     found = []
     for chunk in engine.chunks(problem, len(load.of)):
         rows = map_tensors(lambda tensor, chunk=chunk: tensor[chunk], load.x)
         askers = tuple(asker[chunk] for asker in load.askers)
-        found.append(_pass(problem, seating, rows, load.of[chunk], askers, keep=keep))
+        found.append(engine.in_layout(problem, _Passing(problem, rows, load.of[chunk], askers, keep, note).run))
     parts = zip(zip(*(each.kept for each in found), strict=True), seating.axes, strict=False)
     kept = tuple(each[0] if axis is None else torch.cat(each)[: problem.batch] for each, axis in parts)
-    return _Carried(concatenate(each.values for each in found), kept, torch.cat([each.told for each in found]))
+    told = torch.cat([each.told for each in found])
+    return _Carried(concatenate(each.values for each in found), kept, told, found[0].noted)
 
 
-def _pass(
-    problem: Problem, seating: Seating, x: Tensors, index: Tensor, askers: tuple[Tensor, ...], *, keep: bool
-) -> _Carried:
-    found: dict[int, Tensor] = {}
-    keeping = Keeping(seating.trace) if keep and seating.trace is not None else None
+@attrs.frozen(eq=False)
+class _Passing:
+    """One pass over rows that belong to the examples of `index`."""
 
-    def see(site: int, call: int, leaves: list[Any]) -> None:
-        slots = seating.passing(site, call)
-        if slots and not found and keeping is not None:
-            keeping.reach()
-        for i, slot in slots:
-            found[i] = leaves[slot.item].detach().movedim(slot.axis, 0).clone()
+    problem: Problem
+    x: Tensors
+    index: Tensor
+    askers: tuple[Tensor, ...]
+    keep: bool
+    note: bool
 
-    rows, rest = map_tensors(Tensor.clone, x), problem.arguments.rows(index)
-    with problem.target.watching(problem.model):
-        with keeping or nullcontext(), hooked(seating.sites, see):
-            raw = problem.model(rows, rest)
-        told = [finite_values(problem.target.select(raw, of)).double() for of in askers]
-    if len(found) < len(seating.slots):
-        raise ArgumentError("layer", f"{seating} is reached for some rows and not for others", "one that always runs")
-    values = tuple(found[i] for i in range(len(seating.slots)))
-    chosen = torch.stack(told, 1) if told else torch.empty(len(index), 0, device=index.device)
-    if keeping is None:
-        return _Carried(values, (), chosen)
-    places = zip(seating.used, seating.axes, strict=True)
-    return _Carried(values, tuple(_forth(keeping.kept[place], axis) for place, axis in places), chosen)
+    def run(self, layout: Layout) -> _Carried:
+        """Run the rows up to the seat and behind it; what they give lies as it usually does."""
+        problem, seating = self.problem, self.problem.seating
+        assert seating is not None, "asked for problems that have a seat"
+        rows, rest = map_tensors(layout.copied, self.x), problem.arguments.rows(self.index)
+        found: dict[int, Tensor] = {}
+        operands = Operands(len(self.index)) if self.note else None
+        if operands is not None:
+            operands.called_with(rows, rest)
+        keeping = Keeping(seating.trace, operands) if self.keep and seating.trace is not None else None
+
+        def see(site: int, call: int, leaves: list[Any]) -> list[Any] | None:
+            slots = seating.passing(site, call)
+            if slots and not found and keeping is not None:
+                keeping.reach()
+            for i, slot in slots:
+                leaves[slot.item] = layout.usual(leaves[slot.item])  # behind a layer the usual one is the faster
+                found[i] = leaves[slot.item].detach().movedim(slot.axis, 0).clone()
+            return leaves if slots and layout is not USUAL else None
+
+        with problem.target.watching(problem.model):
+            with keeping or nullcontext(), hooked(seating.sites, see):
+                raw = problem.model(rows, rest)
+            told = [finite_values(problem.target.select(raw, of)).double() for of in self.askers]
+        if len(found) < len(seating.slots):
+            raise ArgumentError(
+                "layer", f"{seating} is reached for some rows and not for others", "one that always runs"
+            )
+        values = tuple(found[i] for i in range(len(seating.slots)))
+        chosen = torch.stack(told, 1) if told else torch.empty(len(self.index), 0, device=self.index.device)
+        if keeping is None:
+            return _Carried(values, (), chosen, None)
+        places = zip(seating.used, seating.axes, strict=True)
+        kept = tuple(layout.usual(_forth(keeping.kept[place], axis)) for place, axis in places)
+        return _Carried(values, kept, chosen, keeping.operands)
 
 
 def _forth(tensor: Tensor, axis: int | None) -> Tensor:

@@ -7,6 +7,7 @@ of the right shape and no numbers for everything else.
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from axplain.propagation.operations import ABOUT, LIKE, SHAPED, name_of
-from axplain.structure import Tensors
+from axplain.seats.operands import Operands
+from axplain.structure import Tensors, map_tensors
 
 #: Rows of the two passes; batch normalisation in training refuses a single one.
 ROWS: Final = (2, 3)
 
 #: What every block and function of torch that turns gradients on or off comes down to.
 SWITCH: Final = "_set_grad_enabled"
+#: What may be asked of a tensor without looking at its numbers.
+_BLIND: Final = ABOUT | SHAPED | LIKE
+#: Arguments that hold no tensors; most arguments are one of these, or a tensor.
+_SIMPLE: Final = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
 
 
 class Diverged(Exception):  # noqa: N818 - no fault of anybody: the pass runs in full instead
@@ -43,6 +49,15 @@ class Step:
     leaves: list[Any]
     tree: TreeSpec
     same: tuple[int | None, ...]
+    hands_on: bool = attrs.field(init=False)
+
+    @hands_on.default
+    def _gives_back_an_argument(self) -> bool:
+        return any(place is not None for place in self.same)
+
+    def put_together(self, leaves: list[Any]) -> Any:
+        """Return results as the operation gives them."""
+        return leaves[0] if self.tree.is_leaf() else tree_unflatten(leaves, self.tree)
 
 
 class _Mode(TorchFunctionMode):
@@ -68,14 +83,15 @@ class Tracing(_Mode):
     `given`: whatever else comes with the question, each time anew, such as the model's other arguments.
     What is put in the seat no longer depends on the inputs: a target that still does knows them by another way.
     `switches`: whether the model turns gradients on or off behind the seat, or puts back what it found before it.
-    `written`: whether what was put in the seat has other numbers at the end.
+    `written`: whether what was put in the seat has other numbers at the end. `reads`: whether the inputs themselves are
+    used behind the seat.
     """
 
     def __init__(self, inputs: Tensors, given: Any) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.used: set[tuple[int, int]] = set()
-        self.reached = self.blocked = self.switches = self.written = self._idle = False
+        self.reached = self.blocked = self.switches = self.written = self.reads = self._idle = False
         self.strays: list[Tensor] = []
         self._made: dict[int, tuple[int, int]] = {}
         self._behind = {id(leaf) for leaf in tree_flatten(given)[0]}
@@ -83,7 +99,9 @@ class Tracing(_Mode):
         self._depends = {id(tensor) for tensor in inputs}
         self._memory: tuple[set[int], set[int]] = set(), set()  # what was written to: from the inputs, from the seat
         self._early: set[int] = set()  # the memory of what was made before the seat
+        self._foreign: set[int] = set()  # the memory of what was there before the pass
         self._held: list[Any] = [*inputs, given]  # an id is one tensor's as long as that lives
+        self._watched = [weakref.ref(tensor) for tensor in inputs]  # what a later pass gives no numbers to
 
     def reach(self, leaves: Tensors) -> None:
         """Say that the seat is reached, and which tensors are put there."""
@@ -115,6 +133,16 @@ class Tracing(_Mode):
         for leaf in tree_flatten(output)[0]:
             if isinstance(leaf, Tensor) and id(leaf) in self._made:
                 self.used.add(self._made[id(leaf)])
+            elif isinstance(leaf, Tensor) and id(leaf) not in self._behind:
+                self.reads |= self.depends(leaf)
+
+    def outlived(self) -> bool:
+        """Forget the pass, and say whether anybody still holds what was made before the seat.
+
+        A model that keeps such a tensor, or a hook on it that does, would be left with one without numbers.
+        """
+        self.steps, self._held, self.strays = [], [], []
+        return any(reference() is not None for reference in self._watched)
 
     def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the operation, and note it."""
@@ -143,9 +171,10 @@ class Tracing(_Mode):
             # what is kept of before the seat are copies, and a write to one does not reach the others
             self.blocked |= bool(name.in_place and given and _address(given[0]) in self._early)
         else:
-            writes = name.in_place and given and id(given[0]) not in self._made
+            self._foreign |= {_address(tensor) for tensor in given if id(tensor) not in self._made}
+            writes = name.in_place and given and _address(given[0]) in self._foreign
             told = any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves)
-            self.blocked |= bool(writes) or "out" in kwargs or (dependent and told)
+            self.blocked |= bool(writes) or "out" in kwargs or (told and not name.about)
             self._step(name.name, given, leaves, tree)
         return result
 
@@ -157,6 +186,7 @@ class Tracing(_Mode):
                 self._early.add(_address(leaf))
                 if same[place] is None:
                     self._made[id(leaf)] = (len(self.steps), place)
+                    self._watched.append(weakref.ref(leaf))
         self.steps.append(Step(name, leaves, tree, same))
 
     def _use(self, tensor: Tensor) -> None:
@@ -164,7 +194,9 @@ class Tracing(_Mode):
             return
         if id(tensor) in self._made:
             self.used.add(self._made[id(tensor)])
-        elif not self.depends(tensor) and not isinstance(tensor, torch.nn.Parameter):
+        elif self.depends(tensor):
+            self.reads = True
+        elif not isinstance(tensor, torch.nn.Parameter):
             self.strays.append(tensor)
 
 
@@ -174,7 +206,7 @@ def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tens
     for value in (*arguments, *keywords.values()):
         if isinstance(value, Tensor):
             found.append(value)
-        elif value is not None and not isinstance(value, int | float | str | torch.dtype | torch.device):
+        elif type(value) not in _SIMPLE:
             found += [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
     return found
 
@@ -185,11 +217,15 @@ def _address(tensor: Tensor) -> int:
 
 @attrs.frozen(eq=False)
 class Trace:
-    """What two small passes gave before the seat. `used`: what is used behind it, and its row axis."""
+    """What two small passes gave before the seat.
+
+    `used`: what is used behind it, and its row axis. `reads`: whether the model's inputs are, too.
+    """
 
     fewer: list[Step]
     more: list[Step]
     used: Mapping[tuple[int, int], int | None]
+    reads: bool
 
     @classmethod
     def of(cls, one: Tracing, two: Tracing) -> Trace | None:
@@ -207,7 +243,7 @@ class Trace:
             if len(differing) > 1 or any((a.shape[axis], b.shape[axis]) != ROWS for axis in differing):
                 return None  # rows are folded with something else
             axes[step, leaf] = differing[0] if differing else None
-        return cls(_light(one.steps), _light(two.steps), axes)
+        return cls(_light(one.steps), _light(two.steps), axes, one.reads or two.reads)
 
 
 def _comparable(one: Step, two: Step) -> bool:
@@ -264,10 +300,14 @@ class _InStep(_Mode):
 
 
 class Keeping(_InStep):
-    """Runs a pass in full and keeps the results of before the seat that are used behind it."""
+    """Runs a pass in full and keeps the results of before the seat that are used behind it.
 
-    def __init__(self, trace: Trace) -> None:
+    `operands`: where to note what the operations before the seat are given, if anybody asks for that.
+    """
+
+    def __init__(self, trace: Trace, operands: Operands | None = None) -> None:
         super().__init__(trace)
+        self.operands = operands
         self._found: dict[tuple[int, int], Tensor] = {}
         self._used = {position for position, _ in trace.used}
         self.kept: dict[tuple[int, int], Tensor] = {}
@@ -279,13 +319,19 @@ class Keeping(_InStep):
 
     def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the operation."""
+        if self.reached:
+            return func(*args, **kwargs)
+        position = self._next(func)
+        if self.operands is not None:
+            self.operands.note(func, args, kwargs)
         result = func(*args, **kwargs)
-        if not self.reached:
-            position = self._next(func)
-            if position in self._used:
-                for place, leaf in enumerate(tree_flatten(result)[0]):
-                    if (position, place) in self.trace.used:
-                        self._found[position, place] = leaf
+        if position in self._used or self.operands is not None:
+            leaves = tree_flatten(result)[0]
+            for place, leaf in enumerate(leaves):
+                if (position, place) in self.trace.used:
+                    self._found[position, place] = leaf
+            if self.operands is not None:
+                self.operands.made(leaves)
         return result
 
 
@@ -297,6 +343,23 @@ class Skipping(_InStep):
         self.kept, self.rows = kept, rows
         self._blanks: dict[int, Tensor] = {}
 
+    def end(self, raw: Any) -> None:
+        """Raise where the model returns or keeps what has no numbers: it did neither in the trace."""
+        self.check(raw)
+        watched = [weakref.ref(tensor) for tensor in self._blanks.values()]
+        self._blanks.clear()
+        if any(reference() is not None for reference in watched):
+            raise Diverged
+
+    def inputs(self, own: Tensors, examples: Tensor, rest: Any) -> Tensors:
+        """Return rows to call the model with beside `rest`; they have no numbers where it reads none behind the seat.
+
+        `own`: the inputs of all examples. `examples`: (rows,) which of them each row is.
+        """
+        if self.trace.reads:
+            return map_tensors(lambda tensor: tensor[examples], own)
+        return tuple(self._blank(tensor, (self.rows, *tensor.shape[1:])) for tensor in own)
+
     def check(self, *values: Any) -> None:
         """Raise where something has no numbers: the model has come to use what it did not use in the trace."""
         if any(id(tensor) in self._blanks for tensor in _tensors(values, {})):
@@ -304,27 +367,59 @@ class Skipping(_InStep):
 
     def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Answer, or run what comes behind the seat."""
-        if self.reached:
-            if name_of(func).name not in ABOUT | SHAPED | LIKE:
-                self.check(*args, *kwargs.values())
-            return func(*args, **kwargs)
-        position = self._next(func)
+        if not self.reached:
+            return self._answer(self._next(func), func, args, kwargs)
+        if name_of(func).name not in _BLIND:
+            self.check(*args, *kwargs.values())
+        return func(*args, **kwargs)
+
+    def _answer(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         one, two = self.trace.fewer[position], self.trace.more[position]
-        given = _tensors(args, kwargs)
+        given = _tensors(args, kwargs) if one.hands_on else []
         leaves = [
             given[same] if same is not None else self._leaf((position, place), a, b)
             for place, (a, b, same) in enumerate(zip(one.leaves, two.leaves, one.same, strict=True))
         ]
-        return tree_unflatten(leaves, one.tree)
+        return one.put_together(leaves)
 
     def _leaf(self, place: tuple[int, int], one: Any, two: Any) -> Any:
         if place in self.kept:
             return self.kept[place]
         if isinstance(one, Tensor):
-            blank = _blank(one, [self._number(a, b) for a, b in zip(one.shape, two.shape, strict=True)])
-            self._blanks[id(blank)] = blank
-            return blank
+            return self._blank(one, [self._number(a, b) for a, b in zip(one.shape, two.shape, strict=True)])
         return one if one == two else self._number(one, two)
+
+    def _blank(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        blank = _blank(like, shape)
+        self._blanks[id(blank)] = blank
+        return blank
 
     def _number(self, one: int, two: int) -> int:
         return one + (self.rows - ROWS[0]) * (two - one)  # rows are folded with something else, or they are not
+
+
+class Repeating(Skipping):
+    """Answers them, and tells whether they are given what they were given in a pass that ran them."""
+
+    def __init__(self, trace: Trace, kept: Mapping[tuple[int, int], Tensor], rows: int, before: Operands) -> None:
+        super().__init__(trace, kept, rows)
+        self.operands, self.before = Operands(rows), before
+
+    def inputs(self, own: Tensors, examples: Tensor, rest: Any) -> Tensors:
+        """Return rows to call the model with beside `rest`."""
+        rows = super().inputs(own, examples, rest)
+        self.operands.called_with(rows, rest)
+        return rows
+
+    def reach(self) -> None:
+        """Say that the seat is reached."""
+        super().reach()
+        self.before.repeated = self.before.repeated is None
+
+    def _answer(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        self.operands.note(func, args, kwargs)
+        if not self.operands.same(self.before):
+            self.before.repeated = False
+        result = super()._answer(position, func, args, kwargs)
+        self.operands.made(tree_flatten(result)[0])
+        return result
