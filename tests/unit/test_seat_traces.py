@@ -327,10 +327,9 @@ def test_what_the_model_or_a_hook_keeps_of_before_the_layer_has_its_numbers(what
     def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         kept.append(args[0] if what == "input" else output)
 
-    def explain() -> Tensor:
-        return axplain.explain(
-            model, X, "integrated_gradients", layer="layer", target=0, n_steps=3, batch_size=4
-        ).attributions
+    def explain() -> Any:
+        found = axplain.explain(model, X, "integrated_gradients", layer="layer", target=0, n_steps=3, batch_size=4)
+        return found.attributions
 
     expected = explain() if late else None
     model.first.register_forward_hook(keep)

@@ -28,12 +28,12 @@ from axplain.propagation.operations import (
     SHAPED,
     STEPS,
     VIEWS,
-    WHOLE,
     Operation,
     differentiable,
     flat,
     in_training,
     is_linear,
+    is_whole,
     looked_into,
     name_of,
     no_grad,
@@ -102,7 +102,11 @@ class PropagationMode(TorchFunctionMode):
         if in_training(name, met.arguments, met.keywords):
             return self._unknown(met, _IN_TRAINING)
         rule = self.rules.rule(name)
-        if met.name.python and (rule is None or name not in WHOLE) and function not in self._inside:
+        if (
+            met.name.python
+            and function not in self._inside
+            and (rule is None or not is_whole(name, met.arguments, met.keywords))
+        ):
             return looked_into(self, self._inside, function, met.arguments, met.keywords)
         if getattr(function, "__name__", "") == "__set__" and name != "data":  # hooks, requires_grad
             return met.run()

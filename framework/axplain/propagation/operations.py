@@ -127,8 +127,15 @@ TRAINING_FLAG: Final[Mapping[str, int]] = types.MappingProxyType(
         **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), 2),
     }
 )
-#: Functions that torch wrote in Python and that are one operation all the same.
-WHOLE: Final = frozenset({"softsign", "tanhshrink"})
+#: Functions that torch wrote in Python and that are one operation all the same, and the argument, by position and name,
+#: that makes them another one.
+WHOLE: Final[Mapping[str, tuple[int, str]]] = types.MappingProxyType(
+    {
+        **dict.fromkeys(("softsign", "tanhshrink"), (1, "")),
+        **dict.fromkeys(("relu", "relu6", "silu"), (1, "inplace")),
+        **{f"max_pool{n}d": (6, "return_indices") for n in (1, 2, 3)},
+    }
+)
 _CHECKS: Final = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
@@ -278,6 +285,11 @@ def looked_into(
             return transparent(function)(*arguments, **keywords)
     finally:
         inside.pop()
+
+
+def is_whole(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    """Whether a function that torch wrote in Python is one operation, with no need to look inside."""
+    return name in WHOLE and not argument_of(arguments, keywords, *WHOLE[name])
 
 
 def argument_of(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from axplain.propagation.operations import Operation
 from axplain_plugins.propagation.secants import Multipliers, secant
@@ -42,23 +40,6 @@ def pooling(dimensions: int) -> Callable[[Tensor, Operation, Operation], Multipl
         return (found.view(x.shape),)
 
     return rule
-
-
-def pool_with_winners(name: str) -> Callable[..., tuple[Any, ...]]:
-    """Return a function that pools and also tells which element won each window."""
-    pool = getattr(functional, name)
-
-    def run(_: Any, *arguments: Any, **keywords: Any) -> tuple[Any, ...]:
-        values, winners = pool(*arguments, **keywords, return_indices=True)
-        return values, winners
-
-    return run
-
-
-def keep_winners(function: Any, *arguments: Any, **keywords: Any) -> tuple[Any, ...]:
-    """Run an operation that tells the winners anyway."""
-    result = function(*arguments, **keywords)
-    return result, result[1]
 
 
 def reduction(*, smallest: bool = False) -> Callable[[Tensor, Operation, Operation], Multipliers]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from axplain import hookimpl
 from axplain.propagation.rules import OWN_GRADIENT, Around, Call, Rule, RuleSet, Situation
+from axplain_plugins.propagation.winners import POOLED
 
 #: Operations that cut at zero, always or where their lower bound is zero: its position and name.
 _RECTIFIERS: Final[Mapping[str, tuple[int, str] | None]] = MappingProxyType(
@@ -63,6 +64,8 @@ class Rectified(RuleSet):
     def rule(self, operation: str) -> Rule | None:
         if operation in _RECTIFIERS:
             return attrs.evolve(self.rectified, choose=self._chosen)
+        if operation == "max_pool2d":
+            return POOLED
         return None if operation in _UNDEFINED else OWN_GRADIENT
 
     def _chosen(self, situation: Situation) -> Rule:

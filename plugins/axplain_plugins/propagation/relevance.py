@@ -26,6 +26,7 @@ from axplain_plugins.propagation.composites import COMPOSITES, Assigned, Composi
 from axplain_plugins.propagation.normalised import SPREADLESS
 from axplain_plugins.propagation.shares import stabilised
 from axplain_plugins.propagation.weighted import CONVOLUTIONS, Weighted
+from axplain_plugins.propagation.winners import POOLED
 
 #: linear operations that add elements up, so that relevance is shared; all others only move it
 _SUMS: Final = frozenset(
@@ -221,7 +222,7 @@ _QUOTIENTS: Final = DIVISOR.keys() - {"addcdiv"}
 _SUMMED: Final = _SUMS & (LINEAR | CHOOSING.keys() | _SPREADS)
 _CHOSEN: Final = _SUMMED | FACTORS.keys() | DIVISOR.keys() | SPREADLESS.keys() | {"batch_norm"}
 _RULES: Final[Mapping[str, Rule]] = MappingProxyType(
-    {**dict.fromkeys(_ELEMENTWISE, ONWARD), **dict.fromkeys(_MAXIMA, OWN_GRADIENT)}
+    {**dict.fromkeys(_ELEMENTWISE, ONWARD), **dict.fromkeys(_MAXIMA, OWN_GRADIENT), "max_pool2d": POOLED}
 )
 
 

@@ -10,7 +10,7 @@ import attrs
 
 from axplain import hookimpl
 from axplain.propagation.rules import Rule, RuleSet
-from axplain_plugins.propagation import maxima, normalisations, products, secants
+from axplain_plugins.propagation import maxima, normalisations, products, secants, winners
 
 _SECANT = """
     sigmoid tanh gelu silu mish elu selu celu softplus log_sigmoid softsign tanhshrink hardswish
@@ -52,9 +52,9 @@ _TABLE: Final[tuple[tuple[str, Rule], ...]] = (
     ("softmax", Rule(normalisations.softmax)),
     ("log_softmax", Rule(normalisations.log_softmax)),
     ("logsumexp", Rule(normalisations.logsumexp)),
-    *((f"max_pool{n}d", _pooling(n, maxima.pool_with_winners(f"max_pool{n}d"))) for n in (1, 2, 3)),
-    *((f"max_pool{n}d_with_indices", _pooling(n, maxima.keep_winners)) for n in (1, 2, 3)),
-    *((f"adaptive_max_pool{n}d", _pooling(n, maxima.keep_winners)) for n in (1, 2, 3)),
+    *((f"max_pool{n}d", _pooling(n, winners.pool_with_winners(f"max_pool{n}d"))) for n in (1, 2, 3)),
+    *((f"max_pool{n}d_with_indices", _pooling(n, winners.keep_winners)) for n in (1, 2, 3)),
+    *((f"adaptive_max_pool{n}d", _pooling(n, winners.keep_winners)) for n in (1, 2, 3)),
     ("max amax", Rule(maxima.reduction(), several=True)),
     ("min amin", Rule(maxima.reduction(smallest=True), several=True)),
     ("maximum", Rule(maxima.larger(), several=True)),
