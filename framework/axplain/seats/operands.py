@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ class Operands:
 
     def called_with(self, inputs: Tensors, rest: Any) -> None:
         """Name what the model is called with, before it is."""
-        self.made([*inputs, *tree_flatten(rest)[0]])
+        self.made([*inputs, *tree_flatten(rest)[0]] if any(rest) else inputs)
 
     def note(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Add what an operation is given, before it runs."""
@@ -68,7 +68,7 @@ class Operands:
         told = _is_function_of_its_arguments(function) and None not in given
         self._steps.append((tuple(kwargs), *given) if told else None)
 
-    def made(self, leaves: list[Any]) -> None:
+    def made(self, leaves: Sequence[Any]) -> None:
         """Name what the operation gave; what it hands through keeps its name."""
         for place, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and self._known(leaf) is None:
@@ -87,20 +87,20 @@ class Operands:
     def _told(self, value: Any) -> Any:
         """Return an argument as what can be compared, None for what cannot."""
         kind = type(value)
+        if kind is int:
+            return value
+        if kind in PLAIN:
+            return kind, value  # 1, 1.0 and True are equal
         if isinstance(value, Tensor):
             name = self._known(value)
             if name is None and not value.is_inference():
                 self._held.append(value)
                 return _Outside(id(value), value._version)
             return name
-        if kind is int:
-            return value
-        if kind in PLAIN:
-            return kind, value  # 1, 1.0 and True are equal
         if kind is slice:
             return self._told((value.start, value.stop, value.step))
         if isinstance(value, tuple | list):
-            parts = tuple(self._told(part) for part in value)
+            parts = [self._told(part) for part in value]
             return None if None in parts else (kind, *parts)
         return None
 

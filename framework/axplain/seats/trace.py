@@ -211,6 +211,10 @@ def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tens
     return found
 
 
+def _leaves(result: Any) -> list[Any]:
+    return [result] if isinstance(result, Tensor) else tree_flatten(result)[0]
+
+
 def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage().data_ptr()) if tensor.layout == torch.strided else id(tensor)
 
@@ -326,7 +330,7 @@ class Keeping(_InStep):
             self.operands.note(func, args, kwargs)
         result = func(*args, **kwargs)
         if position in self._used or self.operands is not None:
-            leaves = tree_flatten(result)[0]
+            leaves = _leaves(result)
             for place, leaf in enumerate(leaves):
                 if (position, place) in self.trace.used:
                     self._found[position, place] = leaf
@@ -421,5 +425,5 @@ class Repeating(Skipping):
         if not self.operands.same(self.before):
             self.before.repeated = False
         result = super()._answer(position, func, args, kwargs)
-        self.operands.made(tree_flatten(result)[0])
+        self.operands.made(_leaves(result))
         return result
