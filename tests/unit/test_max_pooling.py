@@ -75,8 +75,8 @@ def test_pooling_hands_on_to_the_winners_in_every_spelling(method: str, call: st
     model, x = Pooled(), numbers((2, 8, size, size), torch.float64)
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
-    options = {} if method != "deeplift" else {"baselines": -1.0}
-    found = axplain.explain(model, x, method, target=1, **options).attributions
+    absent = -1.0 if method == "deeplift" else None
+    found = axplain.explain(model, x, method, target=1, baselines=absent).attributions
     if method == "guided_backprop":
         assert torch.equal(found, gradient)
     elif method == "lrp":  # its epsilon takes a little

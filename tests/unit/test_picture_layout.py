@@ -119,3 +119,31 @@ def test_another_argument_is_looked_at_anew() -> None:
     model = Choosing()
     first = ablation(model, forward_kwargs={"flat": False})
     torch.testing.assert_close(ablation(model, forward_kwargs={"flat": True}), first, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["flatten", "view", "strides"])
+def test_pictures_are_carried_to_a_layer_so_and_what_it_holds_lies_as_usual(head: str) -> None:
+    model, behind = Network(head), []
+    model.convolution.register_forward_hook(lambda module, given, output: behind.append(output.stride()))
+
+    def explain(network: nn.Module, x: Tensor) -> Tensor:
+        found = axplain.explain(network, x, "integrated_gradients", layer="convolution", target=0)
+        attributions: Tensor = found.attributions
+        return attributions
+
+    found = explain(model, X)
+    del model.layouts[:], behind[:]
+    assert torch.equal(explain(model, X), found) and found.is_contiguous()
+    carried = head == "flatten"  # the others want their rows as usual from the first layer on
+    assert model.layouts[0] is carried and not any(model.layouts[1:])
+    assert behind and all(strides == (144, 36, 6, 1) for strides in behind)
+    torch.testing.assert_close(found.double(), explain(Network(head).double(), X.double()), rtol=1e-4, atol=1e-6)
+
+
+def test_maps_of_a_layer_are_disturbed_in_the_usual_layout() -> None:
+    """They have many channels: turning the weights for them costs more than it gains."""
+    deep = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.Flatten(), nn.Linear(288, 2)).eval()
+    layouts: list[bool] = []
+    deep[2].register_forward_pre_hook(lambda module, given: layouts.append(given[0].is_contiguous()))
+    axplain.explain(deep, X, "feature_ablation", layer="1", target=0, feature_mask=torch.arange(32).view(1, 32, 1, 1))
+    assert len(layouts) > 4 and all(layouts[-3:])

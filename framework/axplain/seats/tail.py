@@ -6,7 +6,7 @@ the seat is answered from memory where a trace tells how, and run again for ever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -231,10 +231,19 @@ def _carry(problem: Problem, engine: Engine, load: _Load, *, keep: bool, note: b
         rows = map_tensors(lambda tensor, chunk=chunk: tensor[chunk], load.x)
         askers = tuple(asker[chunk] for asker in load.askers)
         found.append(engine.in_layout(problem, _Passing(problem, rows, load.of[chunk], askers, keep, note).run))
-    parts = zip(zip(*(each.kept for each in found), strict=True), seating.axes, strict=False)
-    kept = tuple(each[0] if axis is None else torch.cat(each)[: problem.batch] for each, axis in parts)
-    told = torch.cat([each.told for each in found])
-    return _Carried(concatenate(each.values for each in found), kept, told, found[0].noted)
+    joined = found[0] if len(found) == 1 else _joined(found, seating.axes)
+    kept = (
+        each if axis is None else each[: problem.batch] for each, axis in zip(joined.kept, seating.axes, strict=False)
+    )
+    return attrs.evolve(joined, kept=tuple(kept))
+
+
+def _joined(parts: Sequence[_Carried], axes: Sequence[int | None]) -> _Carried:
+    """Join the rows of several passes; what has none is that of the first."""
+    each = zip(zip(*(part.kept for part in parts), strict=True), axes, strict=False)
+    kept = tuple(tensors[0] if axis is None else torch.cat(tensors) for tensors, axis in each)
+    told = torch.cat([part.told for part in parts])
+    return _Carried(concatenate(part.values for part in parts), kept, told, parts[0].noted)
 
 
 @attrs.frozen(eq=False)
