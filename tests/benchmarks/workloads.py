@@ -156,6 +156,7 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("layerig50_mlp20_b1", "mlp20", 1, LayerIntegratedGradients(50, layer=1), quick=False),
     Workload("layerig50_cnn28_b4", "cnn28", 4, LayerIntegratedGradients(50, layer=4)),
     Workload("layerig50_text_b1", "text", 1, LayerIntegratedGradients(50, layer=0), quick=False),
+    Workload("layerig50_text_b16", "text", 16, LayerIntegratedGradients(50, layer=0), quick=False),
     Workload("layerig20_resnet18_b1", "resnet18", 1, LayerIntegratedGradients(20, layer=8), quick=False),
     Workload("layerconductance50_mlp20_b1", "mlp20", 1, LayerConductance(50, layer=1), quick=False),
     Workload("layerconductance50_cnn28_b4", "cnn28", 4, LayerConductance(50, layer=4)),
