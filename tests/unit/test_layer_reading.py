@@ -109,13 +109,14 @@ def test_through_a_neuron_gradients_go_all_the_way(way: str, words: str) -> None
 @pytest.mark.parametrize("way", ["plain", "around", "enabled around"])
 def test_one_pass_for_each_chunk_whatever_the_model_switches(way: str) -> None:
     model, passes = made(lambda: Modes(way)), 0
-    at_layer(model, "internal_influence", batch_size=10)
 
     def count(module: Any, args: Any) -> None:
         nonlocal passes
         passes += 1
 
     model.register_forward_pre_hook(count)
+    at_layer(model, "internal_influence", batch_size=10)
+    passes = 0
     at_layer(model, "internal_influence", batch_size=10)
     assert passes == 7, "20 nodes of 3 examples, 3 nodes at a time"
 

@@ -56,6 +56,7 @@ class Operands:
         self.repeated: bool | None = None
         self._steps: list[Any] = []  # None where that cannot be told
         self._held: list[Tensor] = []  # an id is one tensor's as long as that lives
+        self._found: dict[int, Tensor] = {}  # what was there before, but for parameters, as it was
         self._names: dict[int, tuple[weakref.ref[Tensor], _Made]] = {}
 
     def called_with(self, inputs: Tensors, rest: Any) -> None:
@@ -80,6 +81,10 @@ class Operands:
         mine, its = self._steps[step], other._steps[step]
         return mine is not None and its is not None and (mine == its or _alike(mine, its, self.rows, other.rows))
 
+    def found_same(self, other: Operands) -> bool:
+        """Whether what was there before has the numbers that another pass found; numpy writes and counts no version."""
+        return all(key in other._found and torch.equal(held, other._found[key]) for key, held in self._found.items())
+
     def _known(self, tensor: Tensor) -> _Made | None:
         reference, name = self._names.get(id(tensor), (None, None))
         return name if reference is not None and reference() is tensor else None
@@ -95,6 +100,8 @@ class Operands:
             name = self._known(value)
             if name is None and not value.is_inference():
                 self._held.append(value)
+                if not isinstance(value, torch.nn.Parameter) and id(value) not in self._found:
+                    self._found[id(value)] = value.clone()
                 return _Outside(id(value), value._version)
             return name
         if kind is slice:

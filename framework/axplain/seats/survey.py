@@ -33,9 +33,15 @@ def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) 
     watched = tuple(part.site for part in problem.target.parts if isinstance(part, NeuronTarget))
     aimless = isinstance(problem.target, NoTarget)
     # any index of an output is told by any other
-    key = ("seat", sites, problem.shapes, problem.arguments.kinds(), watched, aimless, replaced)
+    key = ("seat", sites, problem.shapes, problem.arguments.kinds(), watched, aimless, replaced, _hooks(problem))
     found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites, replaced))
     return found
+
+
+def _hooks(problem: Problem) -> tuple[int, ...]:
+    """Tell the hooks of the model from those that it had before: what one keeps is not left without numbers."""
+    parts = problem.model.parts.values()
+    return tuple(id(hook) for p in parts for hook in (*p._forward_hooks.values(), *p._forward_pre_hooks.values()))
 
 
 def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey:

@@ -7,6 +7,7 @@ of the right shape and no numbers for everything else.
 
 from __future__ import annotations
 
+import math
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,11 @@ from typing import Any, Final
 import attrs
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from axplain.propagation.operations import ABOUT, LIKE, SHAPED, name_of
+from axplain.propagation.operations import ABOUT, LIKE, SHAPED, Name, name_of
 from axplain.seats.operands import Operands
 from axplain.structure import Tensors, map_tensors
 
@@ -28,8 +30,10 @@ ROWS: Final = (2, 3)
 
 #: What every block and function of torch that turns gradients on or off comes down to.
 SWITCH: Final = "_set_grad_enabled"
-#: What may be asked of a tensor without looking at its numbers.
-_BLIND: Final = ABOUT | SHAPED | LIKE
+#: How a tensor lies in memory, which what stands for it may not do.
+_LYING: Final = frozenset({"stride", "is_contiguous", "storage_offset"})
+#: What may be asked of a tensor without looking at its numbers, nor at how they lie.
+_BLIND: Final = (ABOUT | SHAPED | LIKE) - _LYING
 #: Arguments that hold no tensors; most arguments are one of these, or a tensor.
 _SIMPLE: Final = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
 
@@ -43,12 +47,14 @@ class Step:
     """One operation before the seat. `leaves`: its results as they were; `tree`: how they are put together.
 
     `same`: for each leaf the position among the arguments of the tensor that was given back itself, or None.
+    `constant`: whether it gives tensors that are not computed from the inputs.
     """
 
     name: str
     leaves: list[Any]
     tree: TreeSpec
     same: tuple[int | None, ...]
+    constant: bool
     hands_on: bool = attrs.field(init=False)
 
     @hands_on.default
@@ -100,8 +106,11 @@ class Tracing(_Mode):
         self._memory: tuple[set[int], set[int]] = set(), set()  # what was written to: from the inputs, from the seat
         self._early: set[int] = set()  # the memory of what was made before the seat
         self._foreign: set[int] = set()  # the memory of what was there before the pass
+        self._rewritten: set[int] = set()  # the memory of constants that were written to
+        self._versions: dict[int, int] = {}  # of the tensors of each memory, as they were left
         self._held: list[Any] = [*inputs, given]  # an id is one tensor's as long as that lives
-        self._watched = [weakref.ref(tensor) for tensor in inputs]  # what a later pass gives no numbers to
+        self._watched = [_memory(tensor) for tensor in inputs]  # they get no numbers later
+        self._constants: list[weakref.ref[Tensor]] = []
 
     def reach(self, leaves: Tensors) -> None:
         """Say that the seat is reached, and which tensors are put there."""
@@ -136,13 +145,20 @@ class Tracing(_Mode):
             elif isinstance(leaf, Tensor) and id(leaf) not in self._behind:
                 self.reads |= self.depends(leaf)
 
-    def outlived(self) -> bool:
-        """Forget the pass, and say whether anybody still holds what was made before the seat.
+    @property
+    def rewrites(self) -> bool:
+        """Whether a constant that is used behind the seat was written to after it was made."""
+        leaves = (self.steps[step].leaves[place] for step, place in self.used)
+        return any(_address(leaf) in self._rewritten for leaf in leaves)
 
-        A model that keeps such a tensor, or a hook on it that does, would be left with one without numbers.
+    def outlived(self) -> bool:
+        """Forget the pass, and say whether anybody still holds what a later pass would give no numbers to.
+
+        A model that keeps what was made before the seat, or a hook on it that does, would be left with that.
         """
+        constants = self._constants if self.rewrites else []
         self.steps, self._held, self.strays = [], [], []
-        return any(reference() is not None for reference in self._watched)
+        return any(not memory.expired() for memory in self._watched) or any(made() is not None for made in constants)
 
     def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the operation, and note it."""
@@ -151,15 +167,24 @@ class Tracing(_Mode):
         name = name_of(func)
         given = _tensors(args, kwargs)
         read = [] if name.name in ABOUT | SHAPED else given[:1] if name.name in LIKE else given  # the rest lends shapes
+        # code that no mode sees may write, too
+        self.blocked |= any(self._versions.get(_address(t), _version(t)) != _version(t) for t in given)
+        target = _address(given[0]) if name.in_place and given else None  # as it was: `set_` takes another memory
         if self.reached:
             for tensor in read:
                 self._use(tensor)
+            self.blocked |= name.name in _LYING and any(id(tensor) not in self._behind for tensor in given)
+        else:
+            self._foreign |= {_address(tensor) for tensor in given if id(tensor) not in self._made}
         result = func(*args, **kwargs)
         leaves, tree = tree_flatten(result)
+        for tensor in (*given, *(leaf for leaf in leaves if isinstance(leaf, Tensor))):
+            self._versions[_address(tensor)] = _version(tensor)
         dependent, seated = any(map(self.depends, read)), any(map(self.seated, read))
-        if name.in_place and given:  # what is written to may be looked at under other names
+        if target is not None:  # what is written to may be looked at under other names
             for memory, is_so in zip(self._memory, (dependent, seated), strict=True):
-                memory.update([_address(given[0])] if is_so else [])
+                memory.update([target] if is_so else [])
+            self._rewritten.update([] if dependent else [target])
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 self._held.append(leaf)
@@ -169,25 +194,26 @@ class Tracing(_Mode):
             self._behind |= {id(leaf) for leaf in leaves}
             self.switches |= name.name == SWITCH
             # what is kept of before the seat are copies, and a write to one does not reach the others
-            self.blocked |= bool(name.in_place and given and _address(given[0]) in self._early)
+            self.blocked |= target in self._early
         else:
-            self._foreign |= {_address(tensor) for tensor in given if id(tensor) not in self._made}
-            writes = name.in_place and given and _address(given[0]) in self._foreign
             told = any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves)
-            self.blocked |= bool(writes) or "out" in kwargs or (told and not name.about)
-            self._step(name.name, given, leaves, tree)
+            self.blocked |= target in self._foreign or "out" in kwargs or (told and not name.about)
+            self._step(name, given, leaves, tree, dependent=dependent)
         return result
 
-    def _step(self, name: str, given: list[Tensor], leaves: list[Any], tree: TreeSpec) -> None:
+    def _step(self, name: Name, given: list[Tensor], leaves: list[Any], tree: TreeSpec, *, dependent: bool) -> None:
         places = {id(tensor): place for place, tensor in reversed(list(enumerate(given)))}
         same = tuple(places.get(id(leaf)) for leaf in leaves)
-        for place, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor):
-                self._early.add(_address(leaf))
-                if same[place] is None:
-                    self._made[id(leaf)] = (len(self.steps), place)
-                    self._watched.append(weakref.ref(leaf))
-        self.steps.append(Step(name, leaves, tree, same))
+        made = [(place, leaf) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        for place, leaf in made:
+            self._early.add(_address(leaf))
+            if same[place] is None:
+                self._made[id(leaf)] = (len(self.steps), place)
+                if dependent:
+                    self._watched.append(_memory(leaf))
+                else:
+                    self._constants.append(weakref.ref(leaf))
+        self.steps.append(Step(name.name, leaves, tree, same, bool(made) and not dependent))
 
     def _use(self, tensor: Tensor) -> None:
         if id(tensor) in self._behind:
@@ -215,6 +241,15 @@ def _leaves(result: Any) -> list[Any]:
     return [result] if isinstance(result, Tensor) else tree_flatten(result)[0]
 
 
+def _memory(tensor: Tensor) -> Any:
+    """Return what tells whether anybody holds a tensor's memory, by whatever name."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage().data_ptr()) if tensor.layout == torch.strided else id(tensor)
 
@@ -223,13 +258,15 @@ def _address(tensor: Tensor) -> int:
 class Trace:
     """What two small passes gave before the seat.
 
-    `used`: what is used behind it, and its row axis. `reads`: whether the model's inputs are, too.
+    `used`: what is used behind it, and its row axis. `reads`: whether the model's inputs are, too. `constants`: whether
+    later passes compute constants, too; else they have no numbers then.
     """
 
     fewer: list[Step]
     more: list[Step]
     used: Mapping[tuple[int, int], int | None]
     reads: bool
+    constants: bool
 
     @classmethod
     def of(cls, one: Tracing, two: Tracing) -> Trace | None:
@@ -247,11 +284,12 @@ class Trace:
             if len(differing) > 1 or any((a.shape[axis], b.shape[axis]) != ROWS for axis in differing):
                 return None  # rows are folded with something else
             axes[step, leaf] = differing[0] if differing else None
-        return cls(_light(one.steps), _light(two.steps), axes, one.reads or two.reads)
+        rewritten = one.rewrites or two.rewrites
+        return cls(_light(one.steps), _light(two.steps), axes, one.reads or two.reads, not rewritten)
 
 
 def _comparable(one: Step, two: Step) -> bool:
-    if one.name != two.name or one.tree != two.tree or one.same != two.same:
+    if one.name != two.name or one.tree != two.tree or one.same != two.same or one.constant != two.constant:
         return False
     for a, b in zip(one.leaves, two.leaves, strict=True):
         if isinstance(a, Tensor) != isinstance(b, Tensor):
@@ -259,13 +297,18 @@ def _comparable(one: Step, two: Step) -> bool:
         if isinstance(a, Tensor):
             if a.ndim != b.ndim or a.dtype != b.dtype or a.device != b.device or a.layout != torch.strided:
                 return False
-        elif a != b and not (_counts(a) and _counts(b)):
+            if not all(map(_grows, a.shape, b.shape)):
+                return False
+        elif a != b and not _grows(a, b):
             return False
     return True
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _grows(a: Any, b: Any) -> bool:
+    """Whether two numbers are a constant and a multiple of the rows of their passes."""
+    if type(a) is not int or type(b) is not int:
+        return False
+    return 0 <= ROWS[0] * (b - a) <= a
 
 
 def _light(steps: list[Step]) -> list[Step]:
@@ -277,8 +320,9 @@ def _light(steps: list[Step]) -> list[Step]:
 
 
 def _blank(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a tensor of a shape that takes no memory and has no numbers worth reading."""
-    return torch.empty((), dtype=like.dtype, device=like.device).expand(shape)
+    """Return a tensor of a shape that takes no memory and has no numbers: who reads them all the same gets none."""
+    none = math.nan if like.is_floating_point() or like.is_complex() else 0
+    return torch.full((), none, dtype=like.dtype, device=like.device).expand(shape)
 
 
 class _InStep(_Mode):
@@ -345,14 +389,15 @@ class Skipping(_InStep):
     def __init__(self, trace: Trace, kept: Mapping[tuple[int, int], Tensor], rows: int) -> None:
         super().__init__(trace)
         self.kept, self.rows = kept, rows
+        self._used = {position for position, _ in kept}
         self._blanks: dict[int, Tensor] = {}
 
     def end(self, raw: Any) -> None:
         """Raise where the model returns or keeps what has no numbers: it did neither in the trace."""
         self.check(raw)
-        watched = [weakref.ref(tensor) for tensor in self._blanks.values()]
+        watched = [_memory(tensor) for tensor in self._blanks.values()]
         self._blanks.clear()
-        if any(reference() is not None for reference in watched):
+        if not all(memory.expired() for memory in watched):
             raise Diverged
 
     def inputs(self, own: Tensors, examples: Tensor, rest: Any) -> Tensors:
@@ -379,6 +424,8 @@ class Skipping(_InStep):
 
     def _answer(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         one, two = self.trace.fewer[position], self.trace.more[position]
+        if one.constant and self.trace.constants and position not in self._used:
+            return func(*args, **kwargs)  # what it gives may be kept by the model
         given = _tensors(args, kwargs) if one.hands_on else []
         leaves = [
             given[same] if same is not None else self._leaf((position, place), a, b)
@@ -418,7 +465,7 @@ class Repeating(Skipping):
     def reach(self) -> None:
         """Say that the seat is reached."""
         super().reach()
-        self.before.repeated = self.before.repeated is None
+        self.before.repeated = self.before.repeated is None and self.operands.found_same(self.before)
 
     def _answer(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         self.operands.note(func, args, kwargs)

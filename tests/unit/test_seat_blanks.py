@@ -1,0 +1,187 @@
+"""What stands for the tensors before a layer is read by nobody and left nowhere, also where no mode sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import torch
+from tests.unit.seat_models import ONE, X, close, made
+from torch import Tensor, nn
+
+import axplain
+
+
+class Model(nn.Module):
+    """A layer between two others, and whatever `way` does with x, with h before the layer and with what it gives."""
+
+    def __init__(self, way: Callable[[Model, Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.way, self.kept = way, [torch.zeros(4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        out: Tensor = self.last(self.way(self, x, h, torch.tanh(self.layer(h))))
+        return out
+
+
+@torch.jit.script
+def add_into(a: Tensor, b: Tensor) -> Tensor:
+    a.add_(b)
+    return a
+
+
+def written_unseen(o: Tensor, b: Tensor) -> Tensor:
+    add_into(o, b)
+    return o
+
+
+READING: Final[dict[str, Callable[[Model, Tensor, Tensor, Tensor], Tensor]]] = {
+    "strides of x": lambda model, x, h, o: o.as_strided(x.size(), x.stride()),
+    "strides of h": lambda model, x, h, o: o.as_strided(h.size(), h.stride()),
+    "contiguity": lambda model, x, h, o: o * (2 if x.is_contiguous() and h.is_contiguous() else 1),
+    "an unseen write of x": lambda model, x, h, o: written_unseen(o + 0.0, x),
+    "an unseen write of h": lambda model, x, h, o: written_unseen(o + 0.0, h),
+    "an unseen write of x and a seen one": lambda model, x, h, o: written_unseen((o + 0.0).add_(1.0), x).mul_(2.0),
+}
+
+
+@pytest.mark.parametrize("size", [2, "auto"])
+@pytest.mark.parametrize("way", READING)
+@pytest.mark.parametrize("method", ["feature_ablation", "saliency"])
+def test_what_is_used_behind_the_layer_is_what_the_model_would_use(method: str, way: str, size: Any) -> None:
+    model = made(lambda: Model(READING[way]))
+    h = torch.tanh(model.first(X)).detach()
+
+    def tail(s: Tensor, x: Tensor, h: Tensor) -> Tensor:
+        out: Tensor = model.last(READING[way](model, x, h, torch.tanh(s)))
+        return out
+
+    more: dict[str, Any] = {} if method == "saliency" else {"baselines": axplain.at_seat(0.0)}
+    rest: dict[str, Any] = {} if method == "saliency" else {"baselines": 0.0}
+    expected = axplain.explain(tail, model.layer(h).detach(), method, target=1, additional_forward_args=(X, h), **rest)
+    for _ in range(2):
+        found = axplain.explain(model, X, method, layer="layer", target=1, batch_size=size, **more)
+        close(found.attributions, expected.attributions)
+
+
+def keeps(make: Callable[[Tensor, Tensor], Any]) -> Callable[[Model, Tensor, Tensor, Tensor], Tensor]:
+    """Return a way that keeps what is made of x and h, and changes nothing."""
+
+    def way(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
+        model.kept = [make(x, h)]
+        return o
+
+    return way
+
+
+KEEPING: Final[dict[str, Callable[[Tensor, Tensor], Any]]] = {
+    "h": lambda x, h: h,
+    "x": lambda x, h: x,
+    "a parameter of h": lambda x, h: nn.Parameter(h.detach(), requires_grad=False),
+    "a parameter of x": lambda x, h: nn.Parameter(x, requires_grad=False),
+    "a mean": lambda x, h: nn.Parameter(h.detach().mean(0), requires_grad=False),
+    "a subclass": lambda x, h: torch.Tensor._make_subclass(torch.Tensor, h.detach()),
+    "a variable": lambda x, h: torch.autograd.Variable(h.detach()),
+    "memory": lambda x, h: torch.zeros(1, dtype=h.dtype).set_(h.detach().mean(0)),  # type: ignore[call-overload]
+    "an array": lambda x, h: torch.from_numpy(h.detach().numpy()),
+}
+
+
+@pytest.mark.parametrize("what", KEEPING)
+@pytest.mark.parametrize("method", ["feature_ablation", "integrated_gradients"])
+def test_what_the_model_keeps_has_numbers_by_whatever_name(method: str, what: str) -> None:
+    model = made(lambda: Model(keeps(KEEPING[what])))
+    for _ in range(2):
+        axplain.explain(model, X, method, layer="layer", target=1, baselines=ONE, batch_size=4)
+        assert all(bool(kept.isfinite().all()) and kept.any() for kept in model.kept)
+        assert all(stride != 0 for kept in model.kept for stride in kept.stride())
+
+
+class Renewing(nn.Module):
+    """Replaces a parameter in each pass by what it computes from it, as some normalisations of weights do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.layer, self.last, self.how = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight.detach()
+        if self.how == "product":
+            weight = weight * 1.0
+        elif self.how == "written":
+            weight = torch.zeros_like(weight).add_(weight)
+        self.first.weight = nn.Parameter(weight)
+        out: Tensor = self.last(torch.tanh(self.layer(torch.tanh(self.first(x)))))
+        return out
+
+
+@pytest.mark.parametrize("how", ["same", "product", "written"])
+@pytest.mark.parametrize("method", ["feature_ablation", "integrated_gradients", "saliency"])
+def test_a_parameter_that_the_model_renews_before_the_layer_is_not_lost(method: str, how: str) -> None:
+    model = made(lambda: Renewing(how))
+    before, tail = model.first.weight.detach().clone(), nn.Sequential(nn.Tanh(), model.last)
+    found = axplain.explain(model, X, method, layer="layer", target=1, batch_size=4)
+    assert torch.equal(model.first.weight, before) and model.first.weight.is_contiguous()
+    absent: dict[str, Any] = (
+        {} if method == "saliency" else {"baselines": model.layer(torch.tanh(model.first.bias)[None]).detach()}
+    )
+    held = model.layer(torch.tanh(model.first(X))).detach()
+    close(found.attributions, axplain.explain(tail, held, method, target=1, **absent).attributions)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_hooks_that_append_keep_numbers_alone(late: bool) -> None:
+    model = made(lambda: Model(lambda model, x, h, o: o))
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        kept.extend((output, args[0], nn.Parameter(output.detach(), requires_grad=False)))
+
+    if late:
+        axplain.explain(model, X, "feature_ablation", layer="layer", target=1)
+    model.first.register_forward_hook(keep)
+    axplain.explain(model, X, "feature_ablation", layer="layer", target=1)
+    assert kept and all(bool(tensor.isfinite().all()) for tensor in kept)
+
+
+class Growing(nn.Module):
+    """Computes with shapes before its layer that are others in each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last, self.passes = nn.Linear(4, 4), nn.Linear(4, 3), 0
+        self.memory, self.seen = np.ones(4), torch.ones(4)
+        self.seen = torch.from_numpy(self.memory)
+        self.drifts = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.drifts:
+            self.memory *= 1.1
+            x = x * self.seen
+        else:
+            k = self.passes % 4
+            x = torch.cat([torch.cat([x[:, k:], x[:, :k]], 1)[:, 4 - k :], x[:, : 4 - k]], 1)
+        out: Tensor = self.last(torch.tanh(self.layer(x)))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:the model is not deterministic:axplain.AxplainWarning")
+@pytest.mark.filterwarnings("ignore:.*the attributions of example:axplain.AxplainWarning")
+def test_shapes_that_differ_from_pass_to_pass_are_not_foretold() -> None:
+    model = made(Growing)
+    for _ in range(4):
+        found = axplain.explain(model, X, "integrated_gradients", layer="layer", target=1, batch_size=4)
+        assert found.attributions.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [4, "auto"])
+def test_a_drift_through_the_memory_of_an_array_is_said(size: Any) -> None:
+    model = made(Growing)
+    model.drifts = True
+    with pytest.warns(axplain.AxplainWarning, match="not deterministic"):
+        axplain.explain(model, X, "integrated_gradients", layer="layer", target=1, baselines=ONE, batch_size=size)
