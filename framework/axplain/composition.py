@@ -204,7 +204,9 @@ class Composed:
         plan = perturbation.plan(problem)
         evaluation = self._evaluation(problem, engine, settings, plan)
         pipeline = _Pipeline(engine, plan, evaluation, aggregation, settings.tolerance)
-        if settings.tolerance is None:
+        if isinstance(evaluation, _AskMethod) and evaluation.compares:
+            parts = iter((problem.everyone(),))
+        elif settings.tolerance is None:
             parts = engine.blocks(problem, pipeline.evaluation.need)
         else:  # one by one: how long an example is sampled is no other's business
             parts = iter(torch.split(problem.everyone(), 1))
@@ -248,9 +250,15 @@ class _AskMethod:
     def batched(self) -> bool:
         """Whether several samples may share a chunk.
 
-        A seeded method runs once per sample, with its own seed, and so does one whose samples bring a model each.
+        A seeded method runs once per sample, with its own seed, and so does one whose samples bring a model each, or
+        that would compare the examples of one sample with those of another.
         """
-        return self.several and self.inner.spec.determinism.kind == "deterministic"
+        return self.several and self.inner.spec.determinism.kind == "deterministic" and not self.compares
+
+    @property
+    def compares(self) -> bool:
+        """Whether the inner method needs all examples together."""
+        return self.inner.innermost.spec.requires.min_batch > 1
 
     def __call__(self, engine: Engine, block: Problem, points: Points, samples: range) -> Answers:
         problem = block.take(block.repeated(points.samples)).at(points.rows)

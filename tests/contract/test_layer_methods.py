@@ -145,8 +145,9 @@ def test_rows_are_counted_and_priced(method: str, size: int, x: Tensor) -> None:
         nonlocal rows
         rows += len(arguments[0])
 
-    explained(method, model, x, batch_size=size)  # surveys the model
     handle = model.register_forward_pre_hook(count)
+    explained(method, model, x, batch_size=size)  # surveys the model
+    rows = 0
     price = axplain.estimate(model, x, **asked(method, batch_size=size))
     assert rows == 0, "a price runs nothing that it knows already"
     cost = explained(method, model, x, batch_size=size).cost

@@ -416,3 +416,23 @@ def test_feature_permutation_of_numbers_without_an_axis_but_the_batch() -> None:
     x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     found = axplain.explain(lambda x: x**2, x, "feature_permutation").attributions
     assert found.shape == (3,) and abs(float(found.sum())) < 1e-12
+
+
+@pytest.mark.parametrize("mode", ["smoothgrad", "vargrad"])
+def test_noise_around_permutations_leaves_the_examples_together(mode: str) -> None:
+    """However few rows fit in a pass, features come from any example: of the whole batch, and none of another copy."""
+    model, x, noise = network(4), normal(5, 4), {"mode": mode, "n_samples": 3, "stdev": 0.1}
+    found = [
+        axplain.explain(model, x, "feature_permutation", noise=noise, batch_size=size).attributions
+        for size in (1, 3, 7, "auto")
+    ]
+    for other in found[1:]:
+        close(other, found[0])
+    assert bool(found[0].any())
+    quiet = axplain.explain(model, x, "feature_permutation", noise={"mode": "smoothgrad", "stdev": 0.0}, batch_size=2)
+    drops = torch.stack(
+        [model(x) - model(torch.cat([x[:, :0], x.roll(k, 0)[:, :1], x[:, 1:]], 1)) for k in range(1, 5)]
+    )
+    assert quiet.attributions.shape == x.shape
+    assert bool((quiet.attributions[:, 0] <= drops.amax(0) + 1e-12).all())
+    assert bool((quiet.attributions[:, 0] >= drops.amin(0).clamp(max=0) - 1e-12).all())

@@ -33,7 +33,8 @@ def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) 
     watched = tuple(part.site for part in problem.target.parts if isinstance(part, NeuronTarget))
     aimless = isinstance(problem.target, NoTarget)
     # any index of an output is told by any other
-    key = ("seat", sites, problem.shapes, problem.arguments.kinds(), watched, aimless, replaced, _hooks(problem))
+    hooks = _hooks(problem) if replaced else ()
+    key = ("seat", sites, problem.shapes, problem.arguments.kinds(), watched, aimless, replaced, hooks)
     found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites, replaced))
     return found
 
