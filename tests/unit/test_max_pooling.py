@@ -83,3 +83,15 @@ def test_pooling_hands_on_to_the_winners_in_every_spelling(method: str, call: st
         torch.testing.assert_close(found, x * gradient, rtol=1e-4, atol=1e-9)
     else:
         torch.testing.assert_close(found, (x + 1) * gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [28, 4])
+def test_a_report_says_that_pooling_keeps_nothing(size: int) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * (size // 2) ** 2, 3)
+    ).double()
+    x = numbers((2, 1, size, size), torch.float64)
+    found = axplain.explain(model, x, "lrp", target=1, report=True)
+    kept = found.notes["absorbed by"]
+    (pooling,) = [name for name in kept if name.startswith("max_pool2d")]
+    assert kept[pooling] == pytest.approx([0.0, 0.0], abs=1e-12)

@@ -293,8 +293,8 @@ class PropagationMode(TorchFunctionMode):
         """Run an operation that keeps its own gradient between two changes; return its output."""
 
     @abstractmethod
-    def _handed_on(self, met: Met, known: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Put an operation into the graph that hands on the gradient; `known`: what it gives."""
+    def _handed_on(self, met: Met, known: Tensor, change: Callable[..., Tensor], told: list[Tensor]) -> Tensor:
+        """Put an operation into the graph that hands on the gradient; `known`: what it gives; `told`: and tells."""
 
     @abstractmethod
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
@@ -308,8 +308,11 @@ class PropagationMode(TorchFunctionMode):
         if rule.around is not None:
             output = self._surround(met, rule.around, plain, mark or result_mark(met))
         elif rule.onward is not None:
-            result = no_grad(plain, *met.arguments, **met.keywords)
-            output = self._handed_on(met, result, rule.onward)
+            if rule.run is None:
+                result, told = no_grad(plain, *met.arguments, **met.keywords), []
+            else:
+                result, *told = no_grad(rule.run, plain, *met.arguments, **met.keywords)
+            output = self._handed_on(met, result, rule.onward, told)
         else:
             if rule.run is None:
                 result, extras = no_grad(plain, *met.arguments, **met.keywords), ()
@@ -353,7 +356,7 @@ class Recording(PropagationMode):
     def _surround(self, met: Met, around: Around, plain: Callable[..., Any], mark: Mark) -> Tensor:
         raise AssertionError("rules that keep an operation's own gradient compare with no references")
 
-    def _handed_on(self, met: Met, known: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    def _handed_on(self, met: Met, known: Tensor, change: Callable[..., Tensor], told: list[Tensor]) -> Tensor:
         raise AssertionError("rules that hand on a gradient compare with no references")
 
     def _apply(self, call: RuledCall, mark: Mark) -> Tensor:
@@ -432,9 +435,11 @@ class Following(PropagationMode):
         self._mark_result(result, mark)
         return result
 
-    def _handed_on(self, met: Met, known: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    def _handed_on(self, met: Met, known: Tensor, change: Callable[..., Tensor], told: list[Tensor]) -> Tensor:
         ((_, tensor, _),) = met.found
-        output: Tensor = Ruled.apply(Passage(change, [], [known]), tensor)  # type: ignore[no-untyped-call]
+        book = self._book(met.name.name) if told else None
+        passage = Passage(change, told, [known], book and (lambda arrived, left: book(arrived, (left,))))
+        output: Tensor = Ruled.apply(passage, tensor)  # type: ignore[no-untyped-call]
         self._mark_result(output, result_mark(met))
         return output
 

@@ -32,7 +32,8 @@ class Rule:
     the call. `by_element`: the code does not care how many dimensions come first, so that references broadcast over the
     examples that share them instead of being copied.
     `several`: more than one input may depend on the seat. `linear`: it holds where the operation is linear, too.
-    `onward`: what an operation of one element in, one out, hands on of what arrives behind it; nothing else is asked.
+    `onward`: what an operation of one element in, one out, hands on of what arrives behind it; nothing else is asked,
+    but for what `run` gives beside the output.
     `choose`: returns the rule of one call, if it has one, for sets in which that depends on the call. `around`: the
     operation keeps its own gradient, between two changes. `fused`: an earlier call, perhaps with other weights, that
     the rule takes together with this one: at its own inputs the two give what this one gives.
@@ -43,7 +44,7 @@ class Rule:
     by_element: bool = False
     several: bool = False
     linear: bool = False
-    onward: Callable[[Tensor], Tensor] | None = None
+    onward: Callable[..., Tensor] | None = None
     choose: Callable[[Situation], Rule | None] | None = None
     around: Around | None = None
     fused: Call | None = None

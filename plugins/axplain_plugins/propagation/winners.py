@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from axplain.propagation.operations import Operation
 from axplain.propagation.rules import OWN_GRADIENT, Rule, Situation
 
 #: Fewer elements do not pay for two copies, more of them leave the cache on the way.
@@ -50,18 +50,22 @@ def keep_winners(function: Any, *arguments: Any, **keywords: Any) -> tuple[Any, 
     return result, result[1]
 
 
-def _to_winners(gradient: Tensor, new: Operation, old: None) -> tuple[Tensor]:
-    """Return what arrives at each window at the element that won it; windows that overlap add up."""
-    (x,), (winners,) = new.inputs, new.extras
-    found = torch.zeros_like(x).flatten(-2).scatter_add_(-1, winners.flatten(-2), gradient.flatten(-2))
-    return (found.view(x.shape),)
-
-
 def _chosen(situation: Situation) -> Rule:
     arguments = situation.call.arguments
-    return _WINNERS if arguments and gains(arguments[0]) else OWN_GRADIENT
+    return _to_winners(arguments[0].shape) if arguments and gains(arguments[0]) else OWN_GRADIENT
 
 
-_WINNERS: Final = Rule(_to_winners, pool_with_winners("max_pool2d"))
+@functools.lru_cache(maxsize=256)
+def _to_winners(shape: tuple[int, ...]) -> Rule:
+    """Return the rule for an input of a shape: what arrives at a window goes to the element that won it."""
+    rows = (*shape[:-2], shape[-2] * shape[-1])
+
+    def onward(gradient: Tensor, winners: Tensor) -> Tensor:
+        found = gradient.new_zeros(rows).scatter_add_(-1, winners.flatten(-2), gradient.flatten(-2))
+        return found.view(shape)
+
+    return Rule(run=pool_with_winners("max_pool2d"), onward=onward)
+
+
 #: The gradient of max-pooling, in less time than torch takes.
 POOLED: Final = Rule(choose=_chosen)
