@@ -185,3 +185,22 @@ def test_a_drift_through_the_memory_of_an_array_is_said(size: Any) -> None:
     model.drifts = True
     with pytest.warns(axplain.AxplainWarning, match="not deterministic"):
         axplain.explain(model, X, "integrated_gradients", layer="layer", target=1, baselines=ONE, batch_size=size)
+
+
+def test_sparse_tensors_before_the_layer_are_computed_in_every_pass() -> None:
+    class Sparse(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            dense = torch.sparse.mm(x.to_sparse(), torch.eye(4, dtype=x.dtype))
+            out: Tensor = super().forward(dense)
+            return out
+
+    def onward(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
+        return o
+
+    plain, sparse = made(lambda: Model(onward)), made(lambda: Sparse(onward))
+    sparse.load_state_dict(plain.state_dict())
+    for method in ("feature_ablation", "integrated_gradients"):
+        found, expected = (
+            axplain.explain(each, X, method, layer="layer", target=1, baselines=ONE) for each in (sparse, plain)
+        )
+        close(found.attributions, expected.attributions)

@@ -209,7 +209,9 @@ class Tracing(_Mode):
             self._early.add(_address(leaf))
             if same[place] is None:
                 self._made[id(leaf)] = (len(self.steps), place)
-                if dependent:
+                if leaf.layout != torch.strided:
+                    self.blocked = True
+                elif dependent:
                     self._watched.append(_memory(leaf))
                 else:
                     self._constants.append(weakref.ref(leaf))
