@@ -186,7 +186,8 @@ class Engine:
         """Yield ranges of samples that fit in a chunk together with the block's examples."""
         while start < count:
             most = max(self.rows(block, need) // block.batch, 1)  # asked each time: memory may have run out
-            step = math.ceil((count - start) / math.ceil((count - start) / most))  # a small last chunk costs more a row
+            left = count - start
+            step = math.ceil(left / math.ceil(left / most))  # of even size: a small last chunk costs more a row
             yield range(start, start + step)
             start += step
 

@@ -75,9 +75,10 @@ def warn_if_drifting(problem: Problem, engine: Engine, outcome: Outcome) -> None
     a layer need not run again where a pass was seen to give its operations the same.
     """
     lowered = outcome.lowered
-    if lowered is not None and lowered.model.steady:
+    steady = lowered is None or lowered.model.steady
+    if lowered is not None and steady:
         problem = lowered
-    if engine.witness and (lowered is None or lowered is problem):
+    if engine.witness and steady:
         before, after = engine.witness
     else:
         known = outcome.ends[0] if outcome.ends else problem.clean

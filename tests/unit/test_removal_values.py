@@ -430,9 +430,7 @@ def test_noise_around_permutations_leaves_the_examples_together(mode: str) -> No
         close(other, found[0])
     assert bool(found[0].any())
     quiet = axplain.explain(model, x, "feature_permutation", noise={"mode": "smoothgrad", "stdev": 0.0}, batch_size=2)
-    drops = torch.stack(
-        [model(x) - model(torch.cat([x[:, :0], x.roll(k, 0)[:, :1], x[:, 1:]], 1)) for k in range(1, 5)]
-    )
+    drops = torch.stack([model(x) - model(torch.cat([x.roll(k, 0)[:, :1], x[:, 1:]], 1)) for k in range(1, 5)])
     assert quiet.attributions.shape == x.shape
     assert bool((quiet.attributions[:, 0] <= drops.amax(0) + 1e-12).all())
-    assert bool((quiet.attributions[:, 0] >= drops.amin(0).clamp(max=0) - 1e-12).all())
+    assert bool((quiet.attributions[:, 0] >= drops.amin(0) - 1e-12).all())

@@ -154,7 +154,7 @@ class Growing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.last, self.passes = nn.Linear(4, 4), nn.Linear(4, 3), 0
-        self.memory, self.seen = np.ones(4), torch.ones(4)
+        self.memory = np.ones(4)
         self.seen = torch.from_numpy(self.memory)
         self.drifts = False
 

@@ -16,15 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import axplain
 
 
-class Double(torch.autograd.Function):
-    """Multiplies by two and a little more each time."""
+class Growing(torch.autograd.Function):
+    """Multiplies by a little more each time, and no mode sees it."""
 
     passes = 0
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        Double.passes += 1
-        return x * (1 + 0.1 * Double.passes)
+        Growing.passes += 1
+        return x * (1 + 0.1 * Growing.passes)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ DRIFTING: Final[dict[str, Callable[[Prefixed, Tensor], Tensor]]] = {
     "numpy, copied": lambda model, h: h + torch.tensor(model.numpy.normal(size=4)),
     "a buffer that is written to": written,
     "a tensor that is replaced": replaced,
-    "a function without a name": lambda model, h: Double.apply(h),  # type: ignore[no-untyped-call]
+    "a function without a name": lambda model, h: Growing.apply(h),  # type: ignore[no-untyped-call]
     "more operations": lambda model, h: torch.stack([h] * model.passes).sum(0),
     "more rounds": more_rounds,
     "a shape": other_shape,

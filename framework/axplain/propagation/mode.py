@@ -308,16 +308,10 @@ class PropagationMode(TorchFunctionMode):
         if rule.around is not None:
             output = self._surround(met, rule.around, plain, mark or result_mark(met))
         elif rule.onward is not None:
-            if rule.run is None:
-                result, told = no_grad(plain, *met.arguments, **met.keywords), []
-            else:
-                result, *told = no_grad(rule.run, plain, *met.arguments, **met.keywords)
-            output = self._handed_on(met, result, rule.onward, told)
+            result, extras = _given_by(met, rule, plain)
+            output = self._handed_on(met, result, rule.onward, extras)
         else:
-            if rule.run is None:
-                result, extras = no_grad(plain, *met.arguments, **met.keywords), ()
-            else:
-                result, *extras = no_grad(rule.run, plain, *met.arguments, **met.keywords)
+            result, extras = _given_by(met, rule, plain)
             first, *others = tensors_in(result)
             if rule.fused:
                 met = met.replaced_by(rule.fused, self.marks)
@@ -334,6 +328,14 @@ class PropagationMode(TorchFunctionMode):
         self.marks.put(written, self.marks.of(output) or "smooth")
         self.marks.write(written)
         return written
+
+
+def _given_by(met: Met, rule: Rule, plain: Callable[..., Any]) -> tuple[Any, list[Tensor]]:
+    """Return what an operation gives, without a graph, and what the rule's own `run` gives beside it."""
+    if rule.run is None:
+        return no_grad(plain, *met.arguments, **met.keywords), []
+    result, *extras = no_grad(rule.run, plain, *met.arguments, **met.keywords)
+    return result, extras
 
 
 class Recording(PropagationMode):
