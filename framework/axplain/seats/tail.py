@@ -21,10 +21,11 @@ from axplain.model import Model, finite_values
 from axplain.problem import Arguments, Problem, References
 from axplain.randomness import Key
 from axplain.references import resolve_references
+from axplain.seats.blanks import Diverged
 from axplain.seats.operands import Operands
 from axplain.seats.seating import Seating
 from axplain.seats.sites import hooked
-from axplain.seats.trace import Diverged, Keeping, Repeating, Skipping, Trace
+from axplain.seats.trace import Keeping, Repeating, Skipping, Trace
 from axplain.structure import Tensors, concatenate, map_tensors
 
 

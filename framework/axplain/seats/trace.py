@@ -1,13 +1,12 @@
 """The operations before a seat: what they gave on two small passes, so that later passes need not run them.
 
 `Tracing` watches a pass: which operations run before the seat is reached, and which of their results are used behind
-it. `Skipping` answers those operations from memory: with the rows of what is used behind the seat, and with a tensor
-of the right shape and no numbers for everything else.
+it. `Skipping` answers those operations from memory: with the rows of what is used behind the seat, and with a blank of
+the right shape for everything else. It ends at the seat, so that what runs behind it runs as it does without us.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +16,11 @@ from typing import Any, Final
 import attrs
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from axplain.propagation.operations import ABOUT, LIKE, SHAPED, Name, name_of
+from axplain.seats.blanks import LYING, Blank, Diverged, blank, memory_of
 from axplain.seats.operands import Operands
 from axplain.structure import Tensors, map_tensors
 
@@ -30,16 +29,8 @@ ROWS: Final = (2, 3)
 
 #: What every block and function of torch that turns gradients on or off comes down to.
 SWITCH: Final = "_set_grad_enabled"
-#: How a tensor lies in memory, which what stands for it may not do.
-_LYING: Final = frozenset({"stride", "is_contiguous", "storage_offset"})
-#: What may be asked of a tensor without looking at its numbers, nor at how they lie.
-_BLIND: Final = (ABOUT | SHAPED | LIKE) - _LYING
 #: Arguments that hold no tensors; most arguments are one of these, or a tensor.
 _SIMPLE: Final = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
-
-
-class Diverged(Exception):  # noqa: N818 - no fault of anybody: the pass runs in full instead
-    """The operations before the seat were not those of the trace."""
 
 
 @attrs.frozen(eq=False)
@@ -109,7 +100,7 @@ class Tracing(_Mode):
         self._rewritten: set[int] = set()  # the memory of constants that were written to
         self._versions: dict[int, int] = {}  # of the tensors of each memory, as they were left
         self._held: list[Any] = [*inputs, given]  # an id is one tensor's as long as that lives
-        self._watched = [_memory(tensor) for tensor in inputs]  # they get no numbers later
+        self._watched = [memory_of(tensor) for tensor in inputs]  # they get no numbers later
         self._constants: list[weakref.ref[Tensor]] = []
 
     def reach(self, leaves: Tensors) -> None:
@@ -173,7 +164,7 @@ class Tracing(_Mode):
         if self.reached:
             for tensor in read:
                 self._use(tensor)
-            self.blocked |= name.name in _LYING and any(id(tensor) not in self._behind for tensor in given)
+            self.blocked |= name.name in LYING and any(id(tensor) not in self._behind for tensor in given)
         else:
             self._foreign |= {_address(tensor) for tensor in given if id(tensor) not in self._made}
         result = func(*args, **kwargs)
@@ -212,7 +203,7 @@ class Tracing(_Mode):
                 if leaf.layout != torch.strided:
                     self.blocked = True
                 elif dependent:
-                    self._watched.append(_memory(leaf))
+                    self._watched.append(memory_of(leaf))
                 else:
                     self._constants.append(weakref.ref(leaf))
         self.steps.append(Step(name.name, leaves, tree, same, bool(made) and not dependent))
@@ -241,11 +232,6 @@ def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tens
 
 def _leaves(result: Any) -> list[Any]:
     return [result] if isinstance(result, Tensor) else tree_flatten(result)[0]
-
-
-def _memory(tensor: Tensor) -> Any:
-    """Return what tells whether anybody holds a tensor's memory, by whatever name."""
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _version(tensor: Tensor) -> int:
@@ -316,15 +302,9 @@ def _grows(a: Any, b: Any) -> bool:
 def _light(steps: list[Step]) -> list[Step]:
     """Keep shapes, not numbers."""
     return [
-        attrs.evolve(step, leaves=[_blank(x, x.shape) if isinstance(x, Tensor) else x for x in step.leaves])
+        attrs.evolve(step, leaves=[blank(x, x.shape) if isinstance(x, Tensor) else x for x in step.leaves])
         for step in steps
     ]
-
-
-def _blank(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a tensor of a shape that takes no memory and has no numbers: who reads them all the same gets none."""
-    none = math.nan if like.is_floating_point() or like.is_complex() else 0
-    return torch.full((), none, dtype=like.dtype, device=like.device).expand(shape)
 
 
 class _InStep(_Mode):
@@ -332,13 +312,28 @@ class _InStep(_Mode):
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self.trace, self.position, self.reached = trace, 0, False
+        self.trace, self.position, self.reached, self._over = trace, 0, False, False
+
+    def __exit__(self, *raised: Any) -> None:
+        if not self._over:
+            super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def reach(self) -> None:
-        """Say that the seat is reached."""
+        """Say that the seat is reached; what the model does from here on is its own."""
         if self.position != len(self.trace.fewer):
             raise Diverged
         self.reached = True
+        if _get_current_function_mode() is self:  # type: ignore[no-untyped-call]  # else the model has entered another
+            self.__exit__(None, None, None)
+            self._over = True
+
+    def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Follow an operation before the seat, run one behind it."""
+        return func(*args, **kwargs) if self.reached else self._follow(self._next(func), func, args, kwargs)
+
+    @abstractmethod
+    def _follow(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run the operation at this position of the trace, or answer it."""
 
     def _next(self, func: Callable[..., Any]) -> int:
         """Return which operation of the trace this one is."""
@@ -367,11 +362,7 @@ class Keeping(_InStep):
         super().reach()
         self.kept = {place: self._found[place].detach().clone() for place in self.trace.used}
 
-    def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run the operation."""
-        if self.reached:
-            return func(*args, **kwargs)
-        position = self._next(func)
+    def _follow(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self.operands is not None:
             self.operands.note(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -392,14 +383,11 @@ class Skipping(_InStep):
         super().__init__(trace)
         self.kept, self.rows = kept, rows
         self._used = {position for position, _ in kept}
-        self._blanks: dict[int, Tensor] = {}
+        self._memories: list[Any] = []
 
     def end(self, raw: Any) -> None:
         """Raise where the model returns or keeps what has no numbers: it did neither in the trace."""
-        self.check(raw)
-        watched = [_memory(tensor) for tensor in self._blanks.values()]
-        self._blanks.clear()
-        if not all(memory.expired() for memory in watched):
+        if not all(memory.expired() for memory in self._memories):
             raise Diverged
 
     def inputs(self, own: Tensors, examples: Tensor, rest: Any) -> Tensors:
@@ -411,20 +399,7 @@ class Skipping(_InStep):
             return map_tensors(lambda tensor: tensor[examples], own)
         return tuple(self._blank(tensor, (self.rows, *tensor.shape[1:])) for tensor in own)
 
-    def check(self, *values: Any) -> None:
-        """Raise where something has no numbers: the model has come to use what it did not use in the trace."""
-        if any(id(tensor) in self._blanks for tensor in _tensors(values, {})):
-            raise Diverged
-
-    def _meet(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Answer, or run what comes behind the seat."""
-        if not self.reached:
-            return self._answer(self._next(func), func, args, kwargs)
-        if name_of(func).name not in _BLIND:
-            self.check(*args, *kwargs.values())
-        return func(*args, **kwargs)
-
-    def _answer(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _follow(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         one, two = self.trace.fewer[position], self.trace.more[position]
         if one.constant and self.trace.constants and position not in self._used:
             return func(*args, **kwargs)  # what it gives may be kept by the model
@@ -443,9 +418,9 @@ class Skipping(_InStep):
         return one if one == two else self._number(one, two)
 
     def _blank(self, like: Tensor, shape: Sequence[int]) -> Tensor:
-        blank = _blank(like, shape)
-        self._blanks[id(blank)] = blank
-        return blank
+        made = blank(like, shape).as_subclass(Blank)
+        self._memories.append(memory_of(made))
+        return made
 
     def _number(self, one: int, two: int) -> int:
         return one + (self.rows - ROWS[0]) * (two - one)  # rows are folded with something else, or they are not
@@ -469,10 +444,10 @@ class Repeating(Skipping):
         super().reach()
         self.before.repeated = self.before.repeated is None and self.operands.found_same(self.before)
 
-    def _answer(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _follow(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         self.operands.note(func, args, kwargs)
         if not self.operands.same(self.before):
             self.before.repeated = False
-        result = super()._answer(position, func, args, kwargs)
+        result = super()._follow(position, func, args, kwargs)
         self.operands.made(_leaves(result))
         return result
