@@ -17,6 +17,7 @@ from axplain.errors import AxplainError, UncoveredOperation, UnsupportedModel, l
 from axplain.layout import CHANNELS_LAST, USUAL, Layout, about_layout, runs_in_channels_last
 from axplain.memory import Measured, remembered, rows_within_budget, saved_bytes
 from axplain.model import RowCount, finite_values, output_tensor
+from axplain.pooling import Pooling, may_pool
 from axplain.problem import Problem
 from axplain.propagation.passes import PROBE_ROWS, Comparison, RulePass, Run, record, shared_axes
 from axplain.propagation.rules import Ledger, RuleSet
@@ -59,6 +60,7 @@ class Engine:
     _limit: dict[Any, int] = attrs.field(factory=dict, init=False)
     _sizes: set[int] = attrs.field(factory=set, init=False)
     _channels_last: set[Any] = attrs.field(factory=set, init=False)
+    _pooled: set[Any] = attrs.field(factory=set, init=False)
     _doubted: bool = attrs.field(default=False, init=False)
     _passes: int = attrs.field(default=0, init=False)
     _measured: Measured | None = attrs.field(default=None, init=False)
@@ -84,12 +86,14 @@ class Engine:
             return join(pieces)
         forward, backward = self.count.forward, self.count.backward
         try:
-            if isinstance(under, Reading):
-                answers = self._read(problem, x, index, under)
-            elif need == "value":
-                answers = self._value(problem, x, index)
-            else:
-                answers = self._gradient(problem, x, index, under.ready() if under else None)
+            plain = under is None or isinstance(under, Reading)  # rules meet pooling themselves
+            with Pooling() if plain and _shape_key(problem, need) in self._pooled else _UNSEEN:
+                if isinstance(under, Reading):
+                    answers = self._read(problem, x, index, under)
+                elif need == "value":
+                    answers = self._value(problem, x, index)
+                else:
+                    answers = self._gradient(problem, x, index, under.ready() if under else None)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -204,6 +208,8 @@ class Engine:
             wanted = ("layout", key, problem.arguments.kinds())
             if remembered(problem.model.function, wanted, lambda: runs_in_channels_last(problem)):
                 self._channels_last.add(_shape_key(problem, need))
+        if need != "value" and self._measured.pools:
+            self._pooled.add(_shape_key(problem, need))
         each = self._measured.bytes_per_row
         each = each * 3 // 2 if need == "rules" else each
         return rows_within_budget(each, problem.device, values=need == "value")
@@ -215,12 +221,14 @@ class Engine:
         that saves nothing, since it runs without autograd, hides what it needs: it gets a multiple of its input.
         """
         values: list[float] = []
+        pooling = Pooling()
 
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = problem.examples(index)
             rows_of_x = map_tensors(Tensor.clone, _leaves(x)) if graph else x
-            with torch.enable_grad(), problem.target.watching(problem.model):
+            looking = pooling if may_pool(problem) else nullcontext()
+            with torch.enable_grad(), problem.target.watching(problem.model), looking:
                 raw, size = saved_bytes(lambda: self._pass(problem, rows_of_x, index))
                 values.append(float(problem.target.select(raw, index).detach().flatten()[0]))
             self._looked(problem, raw, rows)
@@ -233,7 +241,8 @@ class Engine:
             if not out_of_memory(error):
                 raise
             return Measured(sys.maxsize, None)  # not even three rows fit: one at a time
-        return Measured((growth if growth > 0 else HIDDEN * inputs) + inputs, (values[0], values[1]))
+        each = (growth if growth > 0 else HIDDEN * inputs) + inputs
+        return Measured(each, (values[0], values[1]), pooling.met)
 
     def _value(self, problem: Problem, x: Tensors, index: Tensor) -> Answers:
         value = self.in_layout(problem, lambda layout: self._select(problem, map_tensors(layout.copied, x), index))

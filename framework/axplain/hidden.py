@@ -29,6 +29,11 @@ def refuse_hidden_code(
             raise UncoveredOperation(f"model: {where}{how}. {why}")
 
 
+def hides_code(model: Model) -> bool:
+    """Whether the operations of some part of a model cannot be seen."""
+    return any(_hidden(part) for part in model.parts.values()) or bool(_hidden(model.function))
+
+
 def _hidden(part: Any) -> str:
     """Say how the code of a module, or function, is hidden and what to explain instead; nothing where it is not."""
     if isinstance(part, torch.jit.ScriptModule | torch.jit.ScriptFunction):

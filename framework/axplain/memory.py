@@ -27,10 +27,14 @@ DEVICE_MOST_ROWS: Final = 16384
 
 @attrs.frozen(eq=False)
 class Measured:
-    """What two small passes told of a model: bytes a row, and the values that each gave for one input."""
+    """What two small passes told of a model: bytes a row, and the values that each gave for one input.
+
+    `pools`: whether it pools pictures.
+    """
 
     bytes_per_row: int
     values: tuple[float, float] | None
+    pools: bool = False
 
 
 T = TypeVar("T")

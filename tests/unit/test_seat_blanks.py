@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import numpy as np
@@ -66,6 +67,59 @@ def test_what_is_used_behind_the_layer_is_what_the_model_would_use(method: str, 
     for _ in range(2):
         found = axplain.explain(model, X, method, layer="layer", target=1, batch_size=size, **more)
         close(found.attributions, expected.attributions)
+
+
+LATE: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "sum": lambda h, o: o + h,
+    "its own shape, of another's": lambda h, o: h.view_as(o) + o,
+    "its own type, of another's": lambda h, o: h.to(o) + o,
+    "in a list": lambda h, o: torch.stack([o, h]).sum(0),
+    "by keyword": lambda h, o: torch.add(o, other=h),
+    "an item": lambda h, o: o * h[0, 0].item(),
+    "alone": lambda h, o: h,
+}
+
+
+@pytest.mark.parametrize("use", LATE)
+def test_what_only_larger_passes_use_behind_the_layer_has_numbers(use: str) -> None:
+    """The survey looks at two and three rows; these are five."""
+    model = made(lambda: Model(lambda model, x, h, o: LATE[use](h, o) if len(h) > 3 else o))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    h = torch.tanh(model.first(x)).detach()
+    layer = model.layer(h).detach().requires_grad_()
+    expected = torch.autograd.grad(model.last(LATE[use](h, torch.tanh(layer)))[:, 1].sum(), layer, allow_unused=True)[0]
+    if expected is None:
+        with pytest.raises(axplain.UnsupportedModel, match="does not depend differentiably"):
+            axplain.explain(model, x, "saliency", layer="layer", target=1)
+    else:
+        found = axplain.explain(model, x, "input_x_gradient", layer="layer", target=1)
+        close(found.attributions, expected * layer.detach())
+
+
+@pytest.mark.parametrize("context", [None, "cpu"])
+def test_code_behind_the_layer_runs_as_it_does_without_us(context: str | None) -> None:
+    """No mode of ours is on there, unless the model enters one of its own around the layer and leaves it later."""
+    seen: list[bool] = []
+
+    def look(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
+        assert h.shape == x.shape == o.shape
+        seen.append(torch.overrides.has_torch_function((o,)))
+        return o
+
+    class Placed(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.device(context) if context else nullcontext():
+                return super().forward(x)
+
+    model, plain = made(lambda: Placed(look)), made(lambda: Model(lambda model, x, h, o: o))
+    plain.load_state_dict(model.state_dict())
+    axplain.explain(model, X, "integrated_gradients", layer="layer", target=1)
+    seen.clear()
+    found = axplain.explain(model, X, "integrated_gradients", layer="layer", target=1)
+    close(found.attributions, axplain.explain(plain, X, "integrated_gradients", layer="layer", target=1).attributions)
+    assert seen == [context is not None] * len(seen)
+    assert seen
+    assert not torch.overrides.has_torch_function((X,))
 
 
 def keeps(make: Callable[[Tensor, Tensor], Any]) -> Callable[[Model, Tensor, Tensor, Tensor], Tensor]:

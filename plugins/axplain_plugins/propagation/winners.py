@@ -6,26 +6,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+from axplain.pooling import gains, pooled
 from axplain.propagation.rules import OWN_GRADIENT, Rule, Situation
-
-#: Fewer elements do not pay for two copies, more of them leave the cache on the way.
-FEW: Final = 4096
-MANY: Final = 2**20
-
-
-def gains(x: Any) -> bool:
-    """Whether two-dimensional pooling on a CPU is faster by way of channels side by side.
-
-    Torch's kernel for the usual layout is not vectorised; with the copies there and back the other one takes a third to
-    three quarters of the time, and gives the same values and the same winners, those of ties and of NaN too.
-    """
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu" or x.shape[1] < 4:
-        return False
-    return x.dtype in (torch.float32, torch.float64) and FEW <= x.numel() <= MANY and x.is_contiguous()
 
 
 def pool_with_winners(name: str) -> Callable[..., tuple[Any, ...]]:
@@ -34,12 +19,10 @@ def pool_with_winners(name: str) -> Callable[..., tuple[Any, ...]]:
 
     def run(_: Any, *arguments: Any, **keywords: Any) -> tuple[Any, ...]:
         arguments, keywords = arguments[:6], {**keywords, "return_indices": True}  # the seventh says the same
-        if not (arguments and gains(arguments[0])):
-            values, winners = pool(*arguments, **keywords)
-            return values, winners
-        laid = arguments[0].contiguous(memory_format=torch.channels_last)
-        values, winners = pool(laid, *arguments[1:], **keywords)
-        return values.contiguous(), winners.contiguous()
+        if name == "max_pool2d" and arguments and gains(arguments[0]):
+            return pooled(*arguments, **keywords)
+        values, winners = pool(*arguments, **keywords)
+        return values, winners
 
     return run
 
