@@ -41,10 +41,35 @@ class Blank(Tensor):
             return func(*args, **kwargs or {})
 
 
-def blank(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a tensor of a shape that takes no memory; code that reads it unseen by torch gets none or zero."""
+class Blanks:
+    """The blanks of one pass. They share one number of each type, which tells whether any of them is still held."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def make(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return a tensor of a shape that takes no memory."""
+        kind = like.dtype, like.device
+        if kind not in self._numbers:
+            self._numbers[kind] = _no_number(like)
+        return self._numbers[kind].expand(shape).as_subclass(Blank)
+
+    def held(self) -> bool:
+        """Forget them, and say whether anybody else has not."""
+        memories = [memory_of(number) for number in self._numbers.values()]
+        self._numbers.clear()
+        return not all(memory.expired() for memory in memories)
+
+
+def outline(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape and type that takes no memory."""
+    return _no_number(tensor).expand(tensor.shape)
+
+
+def _no_number(like: Tensor) -> Tensor:
+    """Return what code gets that reads it unseen by torch: none, or zero where there is no such number."""
     none = math.nan if like.is_floating_point() or like.is_complex() else 0
-    return torch.full((), none, dtype=like.dtype, device=like.device).expand(shape)
+    return torch.full((), none, dtype=like.dtype, device=like.device)
 
 
 def memory_of(tensor: Tensor) -> Any:

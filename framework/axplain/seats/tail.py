@@ -189,7 +189,7 @@ class _Load:
         of = torch.cat([everyone, owners])
         askers: tuple[Tensor, ...] = (of,) if ends else ()
         variants = problem.variants()
-        if ends and not problem.arguments.follow and bool((variants != variants[0]).any()):
+        if ends and problem.batch > 1 and not problem.arguments.follow and bool((variants != variants[0]).any()):
             distinct, code = torch.unique(variants, return_inverse=True)
             first = torch.empty_like(distinct).scatter_(0, code, everyone)
             askers = (of, *(torch.full_like(of, int(example)) for example in first))

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from axplain.propagation.operations import ABOUT, LIKE, SHAPED, Name, name_of
-from axplain.seats.blanks import LYING, Blank, Diverged, blank, memory_of
+from axplain.seats.blanks import LYING, Blanks, Diverged, memory_of, outline
 from axplain.seats.operands import Operands
 from axplain.structure import Tensors, map_tensors
 
@@ -302,8 +302,7 @@ def _grows(a: Any, b: Any) -> bool:
 def _light(steps: list[Step]) -> list[Step]:
     """Keep shapes, not numbers."""
     return [
-        attrs.evolve(step, leaves=[blank(x, x.shape) if isinstance(x, Tensor) else x for x in step.leaves])
-        for step in steps
+        attrs.evolve(step, leaves=[outline(x) if isinstance(x, Tensor) else x for x in step.leaves]) for step in steps
     ]
 
 
@@ -383,11 +382,11 @@ class Skipping(_InStep):
         super().__init__(trace)
         self.kept, self.rows = kept, rows
         self._used = {position for position, _ in kept}
-        self._memories: list[Any] = []
+        self._blanks = Blanks()
 
     def end(self, raw: Any) -> None:
         """Raise where the model returns or keeps what has no numbers: it did neither in the trace."""
-        if not all(memory.expired() for memory in self._memories):
+        if self._blanks.held():
             raise Diverged
 
     def inputs(self, own: Tensors, examples: Tensor, rest: Any) -> Tensors:
@@ -397,7 +396,7 @@ class Skipping(_InStep):
         """
         if self.trace.reads:
             return map_tensors(lambda tensor: tensor[examples], own)
-        return tuple(self._blank(tensor, (self.rows, *tensor.shape[1:])) for tensor in own)
+        return tuple(self._blanks.make(tensor, (self.rows, *tensor.shape[1:])) for tensor in own)
 
     def _follow(self, position: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         one, two = self.trace.fewer[position], self.trace.more[position]
@@ -414,13 +413,8 @@ class Skipping(_InStep):
         if place in self.kept:
             return self.kept[place]
         if isinstance(one, Tensor):
-            return self._blank(one, [self._number(a, b) for a, b in zip(one.shape, two.shape, strict=True)])
+            return self._blanks.make(one, [self._number(a, b) for a, b in zip(one.shape, two.shape, strict=True)])
         return one if one == two else self._number(one, two)
-
-    def _blank(self, like: Tensor, shape: Sequence[int]) -> Tensor:
-        made = blank(like, shape).as_subclass(Blank)
-        self._memories.append(memory_of(made))
-        return made
 
     def _number(self, one: int, two: int) -> int:
         return one + (self.rows - ROWS[0]) * (two - one)  # rows are folded with something else, or they are not
