@@ -98,7 +98,8 @@ def wide(tensor: Tensor) -> torch.dtype:
 
 def total(tensors: Tensors) -> Tensor:
     """Sum everything but the first dimension, over all tensors, in the widest type of the device."""
-    return torch.stack([tensor.to(wide(tensor)).reshape(len(tensor), -1).sum(1) for tensor in tensors]).sum(0)
+    sums = [tensor.to(wide(tensor)).reshape(tensor.shape[0], -1).sum(1) for tensor in tensors]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
 
 def usable(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import attrs
@@ -148,10 +148,14 @@ def never_reached(site: Site, argument: str) -> ArgumentError:
 def hooked(sites: tuple[Site, ...], meet: Meet) -> Iterator[None]:
     """Call `meet` wherever a site's value passes while one pass runs; the hooks are gone afterwards."""
     owner = threading.get_ident()
-    with ExitStack() as stack:
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
         for place, site in enumerate(sites):
-            stack.callback(_hook(place, site, meet, owner).remove)
+            handles.append(_hook(place, site, meet, owner))
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _hook(place: int, site: Site, meet: Meet, owner: int) -> torch.utils.hooks.RemovableHandle:

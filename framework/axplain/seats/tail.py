@@ -188,19 +188,21 @@ class _Load:
         x = map_tensors(lambda clean, more: torch.cat([clean, more]), problem.inputs, rows)
         of = torch.cat([everyone, owners])
         askers: tuple[Tensor, ...] = (of,) if ends else ()
-        variants = problem.variants()
-        if ends and problem.batch > 1 and not problem.arguments.follow and bool((variants != variants[0]).any()):
-            distinct, code = torch.unique(variants, return_inverse=True)
-            first = torch.empty_like(distinct).scatter_(0, code, everyone)
-            askers = (of, *(torch.full_like(of, int(example)) for example in first))
-            column = code + 1
+        if ends and problem.batch > 1 and not problem.arguments.follow:
+            distinct, code = torch.unique(problem.variants(), return_inverse=True)
+            if len(distinct) > 1:
+                first = torch.empty_like(distinct).scatter_(0, code, everyone)
+                askers = (of, *(torch.full_like(of, int(example)) for example in first))
+                column = code + 1
         return cls(x, of, index, askers, column)
 
     def ends(self, told: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return F(x) and mean F(x') of each example from the targets that were told, (rows, askers)."""
         if not self.askers or self.index is None or self.column is None:
             return None
-        batch = len(self.column)
+        batch = self.column.shape[0]
+        if told.shape == (batch + 1, 1):  # one reference for all, which a small model would notice to be looked for
+            return told[:batch, 0], told[batch].expand(batch)
         return told[:batch, 0], told[batch:][self.index, self.column[:, None]].mean(1)
 
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from axplain.propagation.operations import ABOUT, LIKE, SHAPED, Name, name_of
 from axplain.seats.blanks import LYING, Blanks, Diverged, memory_of, outline
+from axplain.seats.memories import Memories, address
 from axplain.seats.operands import Operands
 from axplain.structure import Tensors, map_tensors
 
@@ -94,11 +95,7 @@ class Tracing(_Mode):
         self._behind = {id(leaf) for leaf in tree_flatten(given)[0]}
         self._seated: set[int] = set()
         self._depends = {id(tensor) for tensor in inputs}
-        self._memory: tuple[set[int], set[int]] = set(), set()  # what was written to: from the inputs, from the seat
-        self._early: set[int] = set()  # the memory of what was made before the seat
-        self._foreign: set[int] = set()  # the memory of what was there before the pass
-        self._rewritten: set[int] = set()  # the memory of constants that were written to
-        self._versions: dict[int, int] = {}  # of the tensors of each memory, as they were left
+        self._memories = Memories()
         self._held: list[Any] = [*inputs, given]  # an id is one tensor's as long as that lives
         self._watched = [memory_of(tensor) for tensor in inputs]  # they get no numbers later
         self._constants: list[weakref.ref[Tensor]] = []
@@ -122,11 +119,13 @@ class Tracing(_Mode):
 
     def depends(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the inputs, not only through the seat."""
-        return id(tensor) in self._depends or (bool(self._memory[0]) and _address(tensor) in self._memory[0])
+        written = self._memories.from_inputs
+        return id(tensor) in self._depends or (bool(written) and address(tensor) in written)
 
     def seated(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the seat."""
-        return id(tensor) in self._seated or (bool(self._memory[1]) and _address(tensor) in self._memory[1])
+        written = self._memories.from_seat
+        return id(tensor) in self._seated or (bool(written) and address(tensor) in written)
 
     def give(self, output: Any) -> None:
         """Note which results of before the seat the model itself returns."""
@@ -140,7 +139,7 @@ class Tracing(_Mode):
     def rewrites(self) -> bool:
         """Whether a constant that is used behind the seat was written to after it was made."""
         leaves = (self.steps[step].leaves[place] for step, place in self.used)
-        return any(_address(leaf) in self._rewritten for leaf in leaves)
+        return any(address(leaf) in self._memories.rewritten for leaf in leaves)
 
     def outlived(self) -> bool:
         """Forget the pass, and say whether anybody still holds what a later pass would give no numbers to.
@@ -155,49 +154,52 @@ class Tracing(_Mode):
         """Run the operation, and note it."""
         if self._idle:
             return func(*args, **kwargs)
-        name = name_of(func)
-        given = _tensors(args, kwargs)
-        read = [] if name.name in ABOUT | SHAPED else given[:1] if name.name in LIKE else given  # the rest lends shapes
-        # code that no mode sees may write, too
-        self.blocked |= any(self._versions.get(_address(t), _version(t)) != _version(t) for t in given)
-        target = _address(given[0]) if name.in_place and given else None  # as it was: `set_` takes another memory
+        name, given = name_of(func), _tensors(args, kwargs)
+        target = address(given[0]) if name.in_place and given else None  # as it was: `set_` takes another memory
+        read = _read(name, given)
+        self.blocked |= self._memories.changed(given)
+        self._before(name, given, read)
+        result = func(*args, **kwargs)
+        leaves, tree = tree_flatten(result)
+        self._memories.met([*given, *(leaf for leaf in leaves if isinstance(leaf, Tensor))])
+        dependent, seated = any(map(self.depends, read)), any(map(self.seated, read))
+        if target is not None:
+            self._memories.write(target, dependent=dependent, seated=seated)
+        self._name(leaves, dependent=dependent, seated=seated)
+        if self.reached:
+            self.switches |= name.name == SWITCH
+            # what is kept of before the seat are copies, and a write to one does not reach the others
+            self.blocked |= target in self._memories.early
+        else:
+            told = any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves)
+            self.blocked |= target in self._memories.foreign or "out" in kwargs or (told and not name.about)
+            self._step(name, given, leaves, tree, dependent=dependent)
+        return result
+
+    def _before(self, name: Name, given: list[Tensor], read: list[Tensor]) -> None:
+        """Note what an operation is given."""
         if self.reached:
             for tensor in read:
                 self._use(tensor)
             self.blocked |= name.name in LYING and any(id(tensor) not in self._behind for tensor in given)
         else:
-            self._foreign |= {_address(tensor) for tensor in given if id(tensor) not in self._made}
-        result = func(*args, **kwargs)
-        leaves, tree = tree_flatten(result)
-        for tensor in (*given, *(leaf for leaf in leaves if isinstance(leaf, Tensor))):
-            self._versions[_address(tensor)] = _version(tensor)
-        dependent, seated = any(map(self.depends, read)), any(map(self.seated, read))
-        if target is not None:  # what is written to may be looked at under other names
-            for memory, is_so in zip(self._memory, (dependent, seated), strict=True):
-                memory.update([target] if is_so else [])
-            self._rewritten.update([] if dependent else [target])
-        for leaf in leaves:
-            if isinstance(leaf, Tensor):
-                self._held.append(leaf)
-                self._depends |= {id(leaf)} if dependent else set()
-                self._seated |= {id(leaf)} if seated else set()
-        if self.reached:
-            self._behind |= {id(leaf) for leaf in leaves}
-            self.switches |= name.name == SWITCH
-            # what is kept of before the seat are copies, and a write to one does not reach the others
-            self.blocked |= target in self._early
-        else:
-            told = any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves)
-            self.blocked |= target in self._foreign or "out" in kwargs or (told and not name.about)
-            self._step(name, given, leaves, tree, dependent=dependent)
-        return result
+            self._memories.foreign |= {address(tensor) for tensor in given if id(tensor) not in self._made}
+
+    def _name(self, leaves: list[Any], *, dependent: bool, seated: bool) -> None:
+        """Note where what an operation gave comes from."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        names = {id(tensor) for tensor in tensors}
+        self._held += tensors
+        self._depends |= names if dependent else set()
+        self._seated |= names if seated else set()
+        self._behind |= names if self.reached else set()
 
     def _step(self, name: Name, given: list[Tensor], leaves: list[Any], tree: TreeSpec, *, dependent: bool) -> None:
         places = {id(tensor): place for place, tensor in reversed(list(enumerate(given)))}
         same = tuple(places.get(id(leaf)) for leaf in leaves)
         made = [(place, leaf) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         for place, leaf in made:
-            self._early.add(_address(leaf))
+            self._memories.early.add(address(leaf))
             if same[place] is None:
                 self._made[id(leaf)] = (len(self.steps), place)
                 if leaf.layout != torch.strided:
@@ -219,6 +221,13 @@ class Tracing(_Mode):
             self.strays.append(tensor)
 
 
+def _read(name: Name, given: list[Tensor]) -> list[Tensor]:
+    """Return the tensors whose numbers an operation takes; of the others it takes but the shape."""
+    if name.name in ABOUT | SHAPED:
+        return []
+    return given[:1] if name.name in LIKE else given
+
+
 def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tensor]:
     """Return every tensor among the arguments of a call, however deep; most of them are no containers."""
     found: list[Tensor] = []
@@ -232,14 +241,6 @@ def _tensors(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tens
 
 def _leaves(result: Any) -> list[Any]:
     return [result] if isinstance(result, Tensor) else tree_flatten(result)[0]
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _address(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage().data_ptr()) if tensor.layout == torch.strided else id(tensor)
 
 
 @attrs.frozen(eq=False)
