@@ -238,6 +238,8 @@ class Engine:
         try:
             growth = run(3) - run(2)
         except RuntimeError as error:
+            if "saved tensor hooks" in str(error):  # torch.func has none: it hides what it needs, too
+                return Measured((HIDDEN + 1) * inputs, None)
             if not out_of_memory(error):
                 raise
             return Measured(sys.maxsize, None)  # not even three rows fit: one at a time

@@ -164,7 +164,7 @@ def explain_targets(
 def estimate(arguments: dict[str, Any]) -> Cost:
     """Return what the same call of `explain` would cost in rows, without running the model.
 
-    Where it explains a layer, two small passes find the layer's shape.
+    Where it explains a layer, a few small passes find the layer's shape.
 
     Raises:
         ArgumentError: as `explain` does, for everything that can be seen before the first forward pass.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from axplain.problem import Problem
-from axplain.structure import map_tensors
+from axplain.structure import alike, map_tensors
 
 #: The first layers gain, where pixels are many and channels few; behind them the weights take longer to turn.
 FEW_CHANNELS: Final = 16
@@ -58,7 +58,7 @@ def runs_in_channels_last(problem: Problem) -> bool:
         if not about_layout(error):
             raise
         return False
-    return len(usual) == len(other) and all(map(_alike, usual, other))
+    return len(usual) == len(other) and all(map(alike, usual, other))
 
 
 def about_layout(error: RuntimeError) -> bool:
@@ -77,11 +77,3 @@ def _told(problem: Problem, index: Tensor, layout: Layout) -> list[Any]:
 def _differs(pictures: Tensor) -> bool:
     """Whether the numbers of some pictures come in another order where channels lie side by side."""
     return not torch.equal(pictures.flatten(1), pictures.permute(0, 2, 3, 1).flatten(1)) or pictures.shape[1] == 1
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two results of a model are equal but for rounding."""
-    if not isinstance(one, Tensor) or not one.is_floating_point():
-        return True  # the target is among them
-    scale = float(one.detach().abs().max()) if one.numel() else 0.0
-    return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=1e-4 * scale)

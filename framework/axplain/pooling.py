@@ -45,10 +45,15 @@ def pooled(x: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]
     return values.contiguous(), winners.contiguous()
 
 
-def _gathered(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-    """Return the largest element of each window, gathered from x itself, which gives them their derivatives."""
+def _taken(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+    """Return the largest element of each window, taken from x itself, which gives them their derivatives.
+
+    As what torch returns, it is no view: the model may write to it, and detach it in place.
+    """
     winners = _with_channels_last(x, *arguments, **keywords)[1].contiguous()
-    return x.flatten(-2).gather(-1, winners.flatten(-2)).view(winners.shape)
+    rows, channels, height, width = x.shape
+    winners += torch.arange(0, x.numel(), height * width, device=x.device).view(rows, channels, 1, 1)
+    return x.take(winners)
 
 
 def _with_channels_last(x: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
@@ -81,7 +86,7 @@ class Pooling(TorchFunctionMode):
         self.met |= _fits(args[0])
         if gains(args[0]):
             with suppress(RuntimeError):  # what torch refuses, or cannot do under vmap, it shall say of its own way
-                return _gathered(*args[:6], **keywords)
+                return _taken(*args[:6], **keywords)
         return func(*args, **keywords)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -139,13 +140,13 @@ def test_explanations_of_models_that_pool_are_those_of_smaller_chunks(
     if again and method == "layer_conductance":
         pytest.skip("torch has no forward derivatives of what is computed again")
     used: list[Tensor] = []
-    gathered = pooling._gathered
+    taken = pooling._taken
 
     def noted(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         used.append(x)
-        return gathered(x, *arguments, **keywords)
+        return taken(x, *arguments, **keywords)
 
-    monkeypatch.setattr(pooling, "_gathered", noted)
+    monkeypatch.setattr(pooling, "_taken", noted)
     more: dict[str, Any] = {"layer": model.body[3]} if method == "layer_conductance" else {}
     found = axplain.explain(model, x, method, target=1, **more)
     assert used
@@ -153,6 +154,54 @@ def test_explanations_of_models_that_pool_are_those_of_smaller_chunks(
     expected = axplain.explain(model, x, method, target=1, batch_size=6, **more)
     assert not used
     torch.testing.assert_close(found.attributions, expected.attributions, rtol=1e-10, atol=1e-14)
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "adds": lambda pooled: pooled.add_(1.0),
+    "multiplies": lambda pooled: pooled.mul_(nn.Parameter(torch.ones_like(pooled[:1]))),
+    "detaches": lambda pooled: pooled.detach_(),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_model_may_write_to_what_pooling_gives(name: str, frozen: bool) -> None:
+    torch.manual_seed(0)
+
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            with torch.no_grad() if frozen else nullcontext():
+                pooled = functional.max_pool2d(h, 2)
+            out: Tensor = self.last((h[..., ::2, ::2] * WRITES[name](pooled)).mean((2, 3)))
+            return out
+
+    model, x = Writing().double(), torch.randn(12, 1, 26, 26, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    torch.testing.assert_close(axplain.explain(model, x, "input_x_gradient", target=1).attributions, x * gradient)
+
+
+def test_models_that_take_gradients_inside_are_measured() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = functional.max_pool2d(self.first(x), 2).mean((2, 3))
+            out: Tensor = self.last(h * torch.func.grad(lambda each: (each**3).sum())(h))
+            return out
+
+    torch.manual_seed(0)
+    model, x = Inside().double(), torch.randn(12, 1, 26, 26, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    torch.testing.assert_close(axplain.explain(model, x, "input_x_gradient", target=1).attributions, x * gradient)
 
 
 @pytest.mark.parametrize("size", [28, 4])

@@ -96,6 +96,71 @@ def test_what_only_larger_passes_use_behind_the_layer_has_numbers(use: str) -> N
         close(found.attributions, expected * layer.detach())
 
 
+def noted(how: Callable[[Tensor], bool]) -> Callable[[Model, Tensor, Tensor, Tensor], Tensor]:
+    """Return a way that goes by what it is told of h."""
+    return lambda model, x, h, o: o * 3 if how(h) else o
+
+
+def caught(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
+    if len(h) <= 3:
+        return o
+    try:
+        return o + float(h.detach().sum())
+    except Exception:
+        return o * 5
+
+
+LOOKING: Final[dict[str, Callable[[Model, Tensor, Tensor, Tensor], Tensor]]] = {
+    "its class": noted(lambda h: type(h) is Tensor),
+    "a table of classes": lambda model, x, h, o: {Tensor: o * 3}[type(h)],
+    "whether it requires a gradient": noted(lambda h: h.requires_grad),
+    "whether it is a leaf": noted(lambda h: not h.is_leaf),
+    "its node": noted(lambda h: h.grad_fn is not None),
+    "its number, caught": caught,
+    "both under vmap": lambda model, x, h, o: torch.func.vmap(torch.mul)(o, h),
+    "the layer alone under vmap": lambda model, x, h, o: torch.func.vmap(torch.tanh)(o),
+    "its gradient": lambda model, x, h, o: o * torch.func.grad(lambda each: (each**2).sum())(h.detach()),
+}
+
+
+@pytest.mark.parametrize("what", LOOKING)
+def test_what_a_model_asks_of_a_tensor_is_answered_as_without_us(what: str) -> None:
+    model = made(lambda: Model(LOOKING[what]))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    leaves: list[Tensor] = []
+
+    def put(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    handle = model.layer.register_forward_hook(put)
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), leaves)
+    handle.remove()
+    for _ in range(2):
+        found = axplain.explain(model, x, "input_x_gradient", layer="layer", target=1)
+        close(found.attributions, gradient * leaves[0].detach())
+
+
+def test_a_layer_that_runs_in_inference_mode_has_values_and_no_gradient() -> None:
+    class Around(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                held = self.layer(torch.tanh(self.first(x)))
+            out: Tensor = self.last(torch.tanh(held.clone()))
+            return out
+
+    model, plain = made(lambda: Around(lookless)), made(lambda: Model(lookless))
+    plain.load_state_dict(model.state_dict())
+    found, expected = (axplain.explain(each, X, "feature_ablation", layer="layer", target=1) for each in (model, plain))
+    close(found.attributions, expected.attributions)
+    with pytest.raises(axplain.UnsupportedModel, match="does not depend differentiably"):
+        axplain.explain(model, X, "saliency", layer="layer", target=1)
+
+
+def lookless(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
+    return o
+
+
 @pytest.mark.parametrize("context", [None, "cpu"])
 def test_code_behind_the_layer_runs_as_it_does_without_us(context: str | None) -> None:
     """No mode of ours is on there, unless the model enters one of its own around the layer and leaves it later."""

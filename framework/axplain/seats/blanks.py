@@ -12,14 +12,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from axplain.propagation.operations import ABOUT, LIKE, SHAPED, name_of
 
-#: How a tensor lies in memory, which what stands for it may not do.
-LYING: Final = frozenset({"stride", "is_contiguous", "storage_offset"})
-#: What may be asked of a tensor without looking at its numbers, nor at how they lie.
-_BLIND: Final = (ABOUT | SHAPED) - LYING
+#: How a tensor is in the graph, which one that is put in its place is not.
+GRAPHED: Final = frozenset({"requires_grad", "is_leaf", "grad_fn", "grad", "retains_grad", "_base", "_is_view"})
+#: What else but its numbers may differ: how it lies in memory.
+UNLIKE: Final = GRAPHED | {"stride", "is_contiguous", "storage_offset"}
+#: What may be asked of what stands for a tensor.
+_BLIND: Final = (ABOUT | SHAPED) - UNLIKE
 
 
-class Diverged(Exception):  # noqa: N818 - no fault of anybody: the pass runs in full instead
-    """The operations before the seat were not those of the trace."""
+class Diverged(BaseException):
+    """The operations before the seat were not those of the trace: the pass runs in full instead.
+
+    No fault of anybody, and none that a model may take for one: it is not an `Exception`.
+    """
 
 
 class Blank(Tensor):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
-import torch
 from torch import Tensor
 
 
@@ -27,11 +26,11 @@ class Memories:
     def met(self, tensors: Iterable[Tensor]) -> None:
         """Note tensors as an operation left them."""
         for tensor in tensors:
-            self._versions[address(tensor)] = _version(tensor)
+            self._versions[address(tensor)] = version(tensor)
 
     def changed(self, tensors: Iterable[Tensor]) -> bool:
         """Whether code that no mode sees wrote to one of these tensors since it was met."""
-        return any(self._versions.get(address(t), _version(t)) != _version(t) for t in tensors)
+        return any(self._versions.get(address(t), version(t)) != version(t) for t in tensors)
 
     def write(self, target: int, *, dependent: bool, seated: bool) -> None:
         """Note a write of numbers that depend on the inputs, on the seat, or on neither."""
@@ -45,8 +44,12 @@ class Memories:
 
 def address(tensor: Tensor) -> int:
     """Return what tells a tensor's memory from others that live at the same time."""
-    return int(tensor.untyped_storage().data_ptr()) if tensor.layout == torch.strided else id(tensor)
+    try:
+        return int(tensor.untyped_storage().data_ptr())
+    except NotImplementedError:  # sparse, or within torch.func
+        return id(tensor)
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to, as far as torch counts it."""
     return 0 if tensor.is_inference() else tensor._version

@@ -23,7 +23,7 @@ from axplain.targets import PredictedTarget, SeveralTargets
 def seated(asked: Question) -> Question:
     """Return the question about its layers: their shapes, groups of their elements, defaults and bounds that follow.
 
-    Two small passes look at the model, the first time that this layer, or neuron, of it is asked for; they are not
+    A few small passes look at the model, the first time that this layer, or neuron, of it is asked for; they are not
     counted.
 
     Raises:

@@ -1,22 +1,27 @@
-"""Finds what a seat is in a model: two small passes that are watched, and remembered."""
+"""Finds what a seat is in a model, and remembers it: two small passes are watched, one that begins there is tried."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
-from axplain.errors import ArgumentError, counted
+from axplain.engine import Engine
+from axplain.errors import ArgumentError, counted, log
 from axplain.guard import RandomStates, occupied, untouched
 from axplain.memory import remembered
 from axplain.problem import Problem
 from axplain.propagation.operations import differentiable
+from axplain.seats.memories import version
 from axplain.seats.neurons import NeuronTarget
-from axplain.seats.seating import Slot, Survey, in_words
+from axplain.seats.seating import Seating, Slot, Survey, in_words, structure_at
 from axplain.seats.sites import Site, hooked, never_reached
+from axplain.seats.tail import lowered
 from axplain.seats.trace import ROWS, Trace, Tracing
-from axplain.structure import Tensors, map_tensors
+from axplain.structure import Rows, Tensors, alike, map_tensors
 from axplain.targets import CallableTarget, NoTarget
 
 
@@ -47,7 +52,35 @@ def _hooks(problem: Problem) -> tuple[int, ...]:
 
 def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey:
     with occupied(problem.model.function, True), untouched(problem.model.parts, problem.device):
-        (one, first, bypassed), (two, second, _) = (_traced(problem, sites, rows, replaced) for rows in ROWS)
+        found = _looked_at(problem, sites, replaced)
+        holds = found.trace is None or _holds(problem, sites, found)
+    return found if holds else attrs.evolve(found, trace=None)
+
+
+def _holds(problem: Problem, sites: tuple[Site, ...], found: Survey) -> bool:
+    """Whether a pass that begins at the seat gives what a whole one does: a model may look at the class of a tensor."""
+    index = torch.zeros(ROWS[0], dtype=torch.long, device=problem.device)
+    whole = attrs.evolve(problem.take(index), references=None, groups=None)
+    seating = Seating(sites, structure_at(sites, found.slots, several=True), found)
+    states, engine = RandomStates.capture(problem.device), Engine(ROWS[0])
+    expected = engine.check_values(whole, Rows(whole.inputs, whole.everyone()))
+    states.restore()
+    tail = lowered(attrs.evolve(whole, seating=seating), engine)
+    rows = Rows(tail.inputs, tail.everyone())
+    try:
+        return alike(engine.check_values(tail, rows), expected)
+    except Exception:
+        try:
+            engine.check_values(tail, rows)
+        except Exception as error:
+            log.debug("%s: what runs before it is not skipped: %s", in_words(sites), error)
+            return False
+        raise  # it failed once, of itself
+
+
+def _looked_at(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey:
+    """Look at two passes."""
+    (one, first, bypassed), (two, second, _) = (_traced(problem, sites, rows, replaced) for rows in ROWS)
     if first.keys() != second.keys():
         raise ArgumentError("layer", f"{in_words(sites)} runs for some rows and not for others", "one that always runs")
     slots = tuple(_slot(sites[place[0]], place, tensor, second[place]) for place, tensor in first.items())
@@ -83,13 +116,14 @@ def _traced(
         tracing.give(raw)
         value = problem.target.select(raw, index)
     # `.data` counts no versions, and relu_ may change no number
-    tracing.written = not all(held._version == 0 and torch.equal(held, copy) for held, copy in before)
+    tracing.written = not all(version(held) == 0 and torch.equal(held, copy) for held, copy in before)
     missing = [site for i, site in enumerate(sites) if not any(place[0] == i for place in met)]
     if missing:
         raise never_reached(missing[0], "layer")
     if rows == ROWS[0]:
         _check_handed_on(problem, sites, (x, index), states, value)
-    if not tracing.seated(value) and not isinstance(problem.target, NoTarget):
+    aims = not isinstance(problem.target, NoTarget)
+    if aims and not tracing.seated(value) and not _moves(problem, sites, (x, index), states, met.keys()):
         raise ArgumentError(
             "layer", f"the target does not depend on {in_words(sites)}", "a layer that runs before the target"
         )
@@ -110,6 +144,23 @@ def _check_handed_on(
         cure = "Choose the layer behind the operation that writes."
         came = f"the value of {in_words(sites)} is written to under another name of the same tensor"
         raise ArgumentError("layer", came, "a value that the model only reads", cure)
+
+
+def _moves(
+    problem: Problem,
+    sites: tuple[Site, ...],
+    rows: tuple[Tensors, Tensor],
+    states: RandomStates,
+    places: Collection[tuple[int, int, int]],
+) -> bool:
+    """Whether the target changes with what the layers hold in code that no mode sees, as within torch.func."""
+
+    def add(site: int, call: int, leaves: list[Any]) -> list[Any]:
+        return [leaf + 1 if (site, call, place) in places else leaf for place, leaf in enumerate(leaves)]
+
+    plain = _plain_value(problem, *rows, states)
+    with hooked(sites, add):
+        return not torch.equal(plain, _plain_value(problem, *rows, states))
 
 
 def _plain_value(problem: Problem, x: Tensors, index: Tensor, states: RandomStates) -> Tensor:

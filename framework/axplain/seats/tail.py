@@ -26,7 +26,7 @@ from axplain.seats.operands import Operands
 from axplain.seats.seating import Seating
 from axplain.seats.sites import hooked
 from axplain.seats.trace import Keeping, Repeating, Skipping, Trace
-from axplain.structure import Tensors, concatenate, map_tensors
+from axplain.structure import Tensors, concatenate, map_tensors, usable
 
 
 @attrs.frozen(eq=False)
@@ -288,7 +288,7 @@ class _Passing:
             raise ArgumentError(
                 "layer", f"{seating} is reached for some rows and not for others", "one that always runs"
             )
-        values = tuple(found[i] for i in range(len(seating.slots)))
+        values = tuple(usable(found[i]) for i in range(len(seating.slots)))
         chosen = torch.stack(told, 1) if told else torch.empty(len(self.index), 0, device=self.index.device)
         if keeping is None:
             return _Carried(values, (), chosen, None)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from axplain.propagation.operations import ABOUT, LIKE, SHAPED, Name, name_of
-from axplain.seats.blanks import LYING, Blanks, Diverged, memory_of, outline
+from axplain.seats.blanks import GRAPHED, UNLIKE, Blanks, Diverged, memory_of, outline
 from axplain.seats.memories import Memories, address
 from axplain.seats.operands import Operands
 from axplain.structure import Tensors, map_tensors
@@ -172,7 +172,8 @@ class Tracing(_Mode):
             self.blocked |= target in self._memories.early
         else:
             told = any(leaf is not None and not isinstance(leaf, Tensor) for leaf in leaves)
-            self.blocked |= target in self._memories.foreign or "out" in kwargs or (told and not name.about)
+            told &= not name.about or name.name in GRAPHED  # a pass with a graph may be told otherwise
+            self.blocked |= target in self._memories.foreign or "out" in kwargs or told
             self._step(name, given, leaves, tree, dependent=dependent)
         return result
 
@@ -181,7 +182,7 @@ class Tracing(_Mode):
         if self.reached:
             for tensor in read:
                 self._use(tensor)
-            self.blocked |= name.name in LYING and any(id(tensor) not in self._behind for tensor in given)
+            self.blocked |= name.name in UNLIKE and any(id(tensor) not in self._behind for tensor in given)
         else:
             self._memories.foreign |= {address(tensor) for tensor in given if id(tensor) not in self._made}
 
