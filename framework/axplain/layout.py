@@ -51,9 +51,9 @@ def runs_in_channels_last(problem: Problem) -> bool:
     index = torch.arange(2) % problem.batch
     if not all(_differs(tensor) for tensor in problem.examples(index) if tensor.ndim == 4):
         return False
-    usual = _told(problem, index, USUAL)
+    usual = results(problem, index, USUAL)
     try:
-        other = _told(problem, index, CHANNELS_LAST)
+        other = results(problem, index, CHANNELS_LAST)
     except RuntimeError as error:
         if not about_layout(error):
             raise
@@ -66,7 +66,7 @@ def about_layout(error: RuntimeError) -> bool:
     return any(word in str(error) for word in ("stride", "contiguous", "memory format", "memory_format"))
 
 
-def _told(problem: Problem, index: Tensor, layout: Layout) -> list[Any]:
+def results(problem: Problem, index: Tensor, layout: Layout) -> list[Any]:
     """Return all that the model gives for some examples, and the target's value."""
     x = map_tensors(layout.copied, problem.examples(index))
     with problem.target.watching(problem.model):

@@ -148,6 +148,10 @@ class PredictedTarget(Same):
         self.best[index.cpu()] = best.cpu() if output.ndim > 1 and output.shape[1] > 1 else -1
         return value
 
+    def take(self, index: Tensor) -> PredictedTarget:
+        """Return a target that remembers those of some examples."""
+        return PredictedTarget(self.best[index.cpu()])
+
     def resolved(self) -> Target:
         """Return the predicted class of each example, or the output itself where there is one number."""
         return OutputTarget() if bool((self.best < 0).all()) else IndexTarget(self.best[:, None])
