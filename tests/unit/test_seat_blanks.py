@@ -141,6 +141,79 @@ def test_what_a_model_asks_of_a_tensor_is_answered_as_without_us(what: str) -> N
         close(found.attributions, gradient * leaves[0].detach())
 
 
+class Heads(nn.Module):
+    """Two outputs, of which the second one goes by the class of what is computed before the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.one, self.two = (nn.Linear(4, n) for n in (4, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        o = torch.tanh(self.layer(h))
+        return torch.cat([self.one(o), self.two(o * 3 if type(h) is Tensor else o)], 1)
+
+
+def test_what_holds_of_one_output_is_not_taken_to_hold_of_another() -> None:
+    model = made(Heads)
+    o = torch.tanh(model.layer(torch.tanh(model.first(X)))).detach()
+    for target, weight in ((0, model.one.weight), (1, 3 * model.two.weight)):
+        found = axplain.explain(model, X, "saliency", layer="layer", target=target)
+        close(found.attributions, (weight * (1 - o**2)).abs().detach())
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "feature_ablation"])
+def test_one_example_without_a_target_is_explained_at_its_layer(method: str) -> None:
+    model = made(lambda: Model(lookless))
+    best = int(model(X[:1]).argmax())
+    found, expected = (axplain.explain(model, X[:1], method, layer="layer", target=t) for t in (None, best))
+    close(found.attributions, expected.attributions)
+
+
+def test_what_larger_passes_keep_raises_nothing_afterwards() -> None:
+    def keep(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
+        if len(h) > 3:
+            model.kept.append(h)
+        return o
+
+    model = made(lambda: Model(keep))
+    axplain.explain(model, torch.cat([X, X]), "input_x_gradient", layer="layer", target=1)
+    assert model.kept
+    assert all(type(kept) is Tensor and kept.sum().ndim == 0 for kept in model.kept)
+
+
+def test_types_under_autocast_are_not_remembered_without_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        axplain.explain(model, X.float(), "input_x_gradient", layer="0", target=1)
+    found = axplain.explain(model, X.float(), "input_x_gradient", layer="0", target=1)
+    assert found.attributions.dtype == torch.float32
+
+
+UNSEEN: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "softmax": lambda o: torch.func.vmap(lambda row: torch.softmax(row, -1))(o),
+    "normalised": lambda o: torch.func.vmap(lambda row: nn.functional.layer_norm(row, (4,)))(o),
+}
+
+
+@pytest.mark.parametrize("what", UNSEEN)
+def test_a_target_may_depend_on_a_layer_where_no_mode_sees_it(what: str) -> None:
+    model = made(lambda: Model(lambda model, x, h, o: UNSEEN[what](o)))
+    leaf = model.layer(torch.tanh(model.first(X))).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.last(UNSEEN[what](torch.tanh(leaf)))[:, 1].sum(), leaf)
+    close(axplain.explain(model, X, "saliency", layer="layer", target=1).attributions, gradient.abs())
+
+
+def test_a_model_that_varies_of_itself_does_not_depend_on_any_layer() -> None:
+    drawing = torch.Generator().manual_seed(0)
+
+    def draw(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
+        return h + torch.randn(h.shape, generator=drawing, dtype=h.dtype)
+
+    with pytest.raises(axplain.ArgumentError, match="does not depend on layer 'layer'"):
+        axplain.explain(made(lambda: Model(draw)), X, "feature_ablation", layer="layer", target=1)
+
+
 def test_a_layer_that_runs_in_inference_mode_has_values_and_no_gradient() -> None:
     class Around(Model):
         def forward(self, x: Tensor) -> Tensor:

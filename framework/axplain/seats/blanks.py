@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -51,19 +52,27 @@ class Blanks:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._made: list[weakref.ref[Tensor]] = []
 
     def make(self, like: Tensor, shape: Sequence[int]) -> Tensor:
         """Return a tensor of a shape that takes no memory."""
         kind = like.dtype, like.device
         if kind not in self._numbers:
             self._numbers[kind] = _no_number(like)
-        return self._numbers[kind].expand(shape).as_subclass(Blank)
+        blank = self._numbers[kind].expand(shape).as_subclass(Blank)
+        self._made.append(weakref.ref(blank))
+        return blank
 
     def held(self) -> bool:
-        """Forget them, and say whether anybody else has not."""
+        """Forget them, and say whether anybody else has not: what is held raises nothing from now on."""
         memories = [memory_of(number) for number in self._numbers.values()]
         self._numbers.clear()
-        return not all(memory.expired() for memory in memories)
+        if all(memory.expired() for memory in memories):
+            return False
+        for made in self._made:
+            if (blank := made()) is not None:
+                blank.__class__ = Tensor
+        return True
 
 
 def outline(tensor: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) 
     aimless = isinstance(problem.target, NoTarget)
     # any index of an output is told by any other
     hooks = _hooks(problem) if replaced else ()
-    key = ("seat", sites, problem.shapes, problem.arguments.kinds(), watched, aimless, replaced, hooks)
+    device = problem.device.type
+    casts = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    key = ("seat", sites, problem.shapes, problem.arguments.kinds(), watched, aimless, replaced, hooks, casts)
     found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites, replaced))
     return found
 
@@ -60,8 +62,8 @@ def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey
 
 def _holds(problem: Problem, sites: tuple[Site, ...], found: Survey) -> bool:
     """Whether a pass that begins at the seat gives what a whole one does: a model may look at the class of a tensor."""
-    first = torch.zeros(ROWS[0], dtype=torch.long, device=problem.device)
-    whole = attrs.evolve(problem.take(first), references=None, groups=None)
+    some = torch.arange(ROWS[0], device=problem.device) % problem.batch
+    whole = attrs.evolve(problem.take(some), references=None, groups=None)
     seating = Seating(sites, structure_at(sites, found.slots, several=True), found)
     states, everyone = RandomStates.capture(problem.device), whole.everyone()
     expected = results(whole, everyone, USUAL)
@@ -156,12 +158,18 @@ def _moves(
 ) -> bool:
     """Whether the target changes with what the layers hold in code that no mode sees, as within torch.func."""
 
-    def add(site: int, call: int, leaves: list[Any]) -> list[Any]:
-        return [leaf + 1 if (site, call, place) in places else leaf for place, leaf in enumerate(leaves)]
+    def move(site: int, call: int, leaves: list[Any]) -> list[Any]:
+        return [_moved(leaf) if (site, call, place) in places else leaf for place, leaf in enumerate(leaves)]
 
-    plain = _plain_value(problem, *rows, states)
-    with hooked(sites, add):
-        return not torch.equal(plain, _plain_value(problem, *rows, states))
+    plain, again = (_plain_value(problem, *rows, states) for _ in range(2))
+    with hooked(sites, move):
+        moved = _plain_value(problem, *rows, states)
+    return torch.equal(plain, again) and not torch.equal(plain, moved)
+
+
+def _moved(value: Tensor) -> Tensor:
+    """Return other numbers, which differ from the old ones by another step each."""
+    return value + torch.linspace(1, 2, value.numel(), dtype=value.dtype, device=value.device).view(value.shape)
 
 
 def _plain_value(problem: Problem, x: Tensors, index: Tensor, states: RandomStates) -> Tensor:
