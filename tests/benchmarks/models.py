@@ -142,7 +142,8 @@ def counting(model: nn.Module) -> Iterator[Rows]:
         (x,) = arguments
         rows.forward += len(x)
         rows.largest = max(rows.largest, len(x))
-        if x.requires_grad:
+        # a model that asks this of what stands for x at layers is run in full
+        if torch.is_grad_enabled() and type(x) is Tensor and x.requires_grad:
             x.register_hook(see_gradient)  # type: ignore[no-untyped-call]
 
     handle = model.register_forward_pre_hook(see_input)
