@@ -222,12 +222,12 @@ class Engine:
         """
         values: list[float] = []
         pooling = Pooling()
+        looking = pooling if may_pool(problem) else _UNSEEN
 
         def run(rows: int) -> int:
             index = torch.zeros(rows, dtype=torch.long, device=problem.device)
             x = problem.examples(index)
             rows_of_x = map_tensors(Tensor.clone, _leaves(x)) if graph else x
-            looking = pooling if may_pool(problem) else nullcontext()
             with torch.enable_grad(), problem.target.watching(problem.model), looking:
                 raw, size = saved_bytes(lambda: self._pass(problem, rows_of_x, index))
                 values.append(float(problem.target.select(raw, index).detach().flatten()[0]))

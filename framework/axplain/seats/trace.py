@@ -324,7 +324,8 @@ class _InStep(_Mode):
         if self.position != len(self.trace.fewer):
             raise Diverged
         self.reached = True
-        if _get_current_function_mode() is self:  # type: ignore[no-untyped-call]  # else the model has entered another
+        top = _get_current_function_mode()  # type: ignore[no-untyped-call]
+        if top is self:  # else the model has entered one of its own, and leaves it later
             self.__exit__(None, None, None)
             self._over = True
 
