@@ -34,8 +34,6 @@ def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) 
     Raises:
         ArgumentError: a layer is never reached, runs after the target, or holds nothing that can be explained.
     """
-    if any(isinstance(part, CallableTarget) for part in problem.target.parts):
-        return _survey(problem, sites, replaced)  # no key would tell what else another function reads
     watched = tuple(part.site for part in problem.target.parts if isinstance(part, NeuronTarget))
     aimless = isinstance(problem.target, NoTarget)
     # any index of an output is told by any other
@@ -43,8 +41,9 @@ def survey(problem: Problem, sites: tuple[Site, ...], *, replaced: bool = True) 
     device = problem.device.type
     casts = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     key = ("seat", sites, problem.shapes, problem.arguments.kinds(), watched, aimless, replaced, hooks, casts)
-    found: Survey = remembered(problem.model.function, key, lambda: _survey(problem, sites, replaced))
-    return found
+    if any(isinstance(part, CallableTarget) for part in problem.target.parts):
+        return _survey(problem, sites, replaced, key)  # no key would tell what else another function reads
+    return remembered(problem.model.function, key, lambda: _survey(problem, sites, replaced, key))
 
 
 def _hooks(problem: Problem) -> tuple[int, ...]:
@@ -53,10 +52,11 @@ def _hooks(problem: Problem) -> tuple[int, ...]:
     return tuple(id(hook) for p in parts for hook in (*p._forward_hooks.values(), *p._forward_pre_hooks.values()))
 
 
-def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool) -> Survey:
+def _survey(problem: Problem, sites: tuple[Site, ...], replaced: bool, key: Any) -> Survey:
     with occupied(problem.model.function, True), untouched(problem.model.parts, problem.device):
         found = _looked_at(problem, sites, replaced)
-        holds = found.trace is None or _holds(problem, sites, found)
+        tried = ("tried", key)  # whatever function is the target, the model is the same
+        holds = found.trace is None or remembered(problem.model.function, tried, lambda: _holds(problem, sites, found))
     return found if holds else attrs.evolve(found, trace=None)
 
 
