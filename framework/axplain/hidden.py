@@ -21,8 +21,7 @@ def refuse_hidden_code(
     Raises:
         UncoveredOperation: the model, or a part of it, is scripted, compiled or spread over devices by threads.
     """
-    parts: Mapping[str, Any] = model.parts or {"": model.function}
-    for name, part in parts.items():
+    for name, part in _code(model).items():
         how = _hidden(part)
         if how and (around is None or any(inner is around for inner in part.modules())):
             where = f"module {name!r} is " if name else "it is "
@@ -31,7 +30,12 @@ def refuse_hidden_code(
 
 def hides_code(model: Model) -> bool:
     """Whether the operations of some part of a model cannot be seen."""
-    return any(_hidden(part) for part in model.parts.values()) or bool(_hidden(model.function))
+    return any(map(_hidden, _code(model).values()))
+
+
+def _code(model: Model) -> Mapping[str, Any]:
+    """Return the modules of a model by name, or the function that it is."""
+    return model.parts or {"": model.function}
 
 
 def _hidden(part: Any) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from axplain.model import Model
 from axplain.problem import Problem
 from axplain.structure import alike, map_tensors
 
@@ -45,8 +46,7 @@ def runs_in_channels_last(problem: Problem) -> bool:
         tensor.ndim == 4 and tensor.dtype == torch.float32 and tensor.shape[1] <= FEW_CHANNELS
         for tensor in problem.inputs
     )
-    convolves = any(isinstance(part, torch.nn.Conv2d) for part in problem.model.parts.values())
-    if not (pictures and convolves) or problem.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if not (pictures and convolves(problem.model)) or problem.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     index = torch.arange(2) % problem.batch
     if not all(_differs(tensor) for tensor in problem.examples(index) if tensor.ndim == 4):
@@ -59,6 +59,11 @@ def runs_in_channels_last(problem: Problem) -> bool:
             raise
         return False
     return len(usual) == len(other) and all(map(alike, usual, other))
+
+
+def convolves(model: Model) -> bool:
+    """Whether there are convolutions over pictures among the modules of a model."""
+    return any(isinstance(part, torch.nn.Conv2d) for part in model.parts.values())
 
 
 def about_layout(error: RuntimeError) -> bool:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from axplain.hidden import hides_code
+from axplain.layout import convolves
 from axplain.problem import Problem
 from axplain.propagation.operations import is_whole, transparent
 
@@ -77,7 +78,7 @@ class Pooling(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run one operation."""
-        keywords = dict(kwargs or {})
+        keywords = kwargs or {}
         if func in _BACKWARD:
             with self:
                 return transparent(func)(*args, **keywords)
@@ -92,5 +93,4 @@ class Pooling(TorchFunctionMode):
 
 def may_pool(problem: Problem) -> bool:
     """Whether it is worth a look if a model pools: one of pictures, on a CPU, whose operations can be seen."""
-    convolves = any(isinstance(part, torch.nn.Conv2d) for part in problem.model.parts.values())
-    return convolves and problem.device.type == "cpu" and not hides_code(problem.model)
+    return problem.device.type == "cpu" and convolves(problem.model) and not hides_code(problem.model)

@@ -80,7 +80,7 @@ def test_plain_derivatives_are_those_of_torch(
     torch.testing.assert_close(found[1], expected[1], rtol=1e-6 if dtype == torch.float32 else 1e-15, atol=0.0)
 
 
-OTHERS: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
+CALLS: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
     "module": (lambda x: nn.MaxPool2d(2)(x), True),
     "torch": (lambda x: torch.max_pool2d(x, 2), True),
     "seventh argument": (lambda x: functional.max_pool2d(x, 2, 2, 0, 1, False, False), True),
@@ -96,10 +96,10 @@ OTHERS: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_calls_are_left_as_they_are(name: str) -> None:
+@pytest.mark.parametrize("name", CALLS)
+def test_every_call_gives_what_torch_gives(name: str) -> None:
     """`met`: what may gain, if it were larger; under vmap torch cannot lay tensors in another way."""
-    x, (call, met) = numbers((2, 16, 28, 28), torch.float32), OTHERS[name]
+    x, (call, met) = numbers((2, 16, 28, 28), torch.float32), CALLS[name]
     with pooling.Pooling() as mode:
         found = call(x)
     assert mode.met is met
@@ -248,5 +248,5 @@ def test_a_report_says_that_pooling_keeps_nothing(size: int) -> None:
     x = numbers((2, 1, size, size), torch.float64)
     found = axplain.explain(model, x, "lrp", target=1, report=True)
     kept = found.notes["absorbed by"]
-    (pooling,) = [name for name in kept if name.startswith("max_pool2d")]
-    assert kept[pooling] == pytest.approx([0.0, 0.0], abs=1e-12)
+    (pool,) = [name for name in kept if name.startswith("max_pool2d")]
+    assert kept[pool] == pytest.approx([0.0, 0.0], abs=1e-12)

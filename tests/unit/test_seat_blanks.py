@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 import torch
-from tests.unit.seat_models import ONE, X, close, made
+from tests.unit.seat_models import ONE, X, close, made, normal
 from torch import Tensor, nn
 
 import axplain
@@ -27,6 +27,10 @@ class Model(nn.Module):
         h = torch.tanh(self.first(x))
         out: Tensor = self.last(self.way(self, x, h, torch.tanh(self.layer(h))))
         return out
+
+
+def onward(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
+    return o
 
 
 @torch.jit.script
@@ -84,7 +88,7 @@ LATE: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
 def test_what_only_larger_passes_use_behind_the_layer_has_numbers(use: str) -> None:
     """The survey looks at two and three rows; these are five."""
     model = made(lambda: Model(lambda model, x, h, o: LATE[use](h, o) if len(h) > 3 else o))
-    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    x = normal(5, 4, seed=7)
     h = torch.tanh(model.first(x)).detach()
     layer = model.layer(h).detach().requires_grad_()
     expected = torch.autograd.grad(model.last(LATE[use](h, torch.tanh(layer)))[:, 1].sum(), layer, allow_unused=True)[0]
@@ -126,7 +130,7 @@ LOOKING: Final[dict[str, Callable[[Model, Tensor, Tensor, Tensor], Tensor]]] = {
 @pytest.mark.parametrize("what", LOOKING)
 def test_what_a_model_asks_of_a_tensor_is_answered_as_without_us(what: str) -> None:
     model = made(lambda: Model(LOOKING[what]))
-    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    x = normal(5, 4, seed=7)
     leaves: list[Tensor] = []
 
     def put(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -164,7 +168,7 @@ def test_what_holds_of_one_output_is_not_taken_to_hold_of_another() -> None:
 
 @pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "feature_ablation"])
 def test_one_example_without_a_target_is_explained_at_its_layer(method: str) -> None:
-    model = made(lambda: Model(lookless))
+    model = made(lambda: Model(onward))
     best = int(model(X[:1]).argmax())
     found, expected = (axplain.explain(model, X[:1], method, layer="layer", target=t) for t in (None, best))
     close(found.attributions, expected.attributions)
@@ -222,16 +226,12 @@ def test_a_layer_that_runs_in_inference_mode_has_values_and_no_gradient() -> Non
             out: Tensor = self.last(torch.tanh(held.clone()))
             return out
 
-    model, plain = made(lambda: Around(lookless)), made(lambda: Model(lookless))
+    model, plain = made(lambda: Around(onward)), made(lambda: Model(onward))
     plain.load_state_dict(model.state_dict())
     found, expected = (axplain.explain(each, X, "feature_ablation", layer="layer", target=1) for each in (model, plain))
     close(found.attributions, expected.attributions)
     with pytest.raises(axplain.UnsupportedModel, match="does not depend differentiably"):
         axplain.explain(model, X, "saliency", layer="layer", target=1)
-
-
-def lookless(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
-    return o
 
 
 @pytest.mark.parametrize("context", [None, "cpu"])
@@ -249,7 +249,7 @@ def test_code_behind_the_layer_runs_as_it_does_without_us(context: str | None) -
             with torch.device(context) if context else nullcontext():
                 return super().forward(x)
 
-    model, plain = made(lambda: Placed(look)), made(lambda: Model(lambda model, x, h, o: o))
+    model, plain = made(lambda: Placed(look)), made(lambda: Model(onward))
     plain.load_state_dict(model.state_dict())
     axplain.explain(model, X, "integrated_gradients", layer="layer", target=1)
     seen.clear()
@@ -327,7 +327,7 @@ def test_a_parameter_that_the_model_renews_before_the_layer_is_not_lost(method: 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_hooks_that_append_keep_numbers_alone(late: bool) -> None:
-    model = made(lambda: Model(lambda model, x, h, o: o))
+    model = made(lambda: Model(onward))
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -385,9 +385,6 @@ def test_sparse_tensors_before_the_layer_are_computed_in_every_pass() -> None:
             dense = torch.sparse.mm(x.to_sparse(), torch.eye(4, dtype=x.dtype))
             out: Tensor = super().forward(dense)
             return out
-
-    def onward(model: Model, x: Tensor, h: Tensor, o: Tensor) -> Tensor:
-        return o
 
     plain, sparse = made(lambda: Model(onward)), made(lambda: Sparse(onward))
     sparse.load_state_dict(plain.state_dict())

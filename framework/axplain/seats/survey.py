@@ -22,7 +22,7 @@ from axplain.seats.seating import Seating, Slot, Survey, in_words, structure_at
 from axplain.seats.sites import Site, hooked, never_reached
 from axplain.seats.tail import lowered
 from axplain.seats.trace import ROWS, Trace, Tracing
-from axplain.structure import Tensors, alike, map_tensors
+from axplain.structure import alike, map_tensors
 from axplain.targets import CallableTarget, NoTarget
 
 
@@ -98,9 +98,8 @@ def _traced(
 ) -> tuple[Tracing, dict[tuple[int, int, int], Tensor], bool]:
     """Run the first example, several times in one batch; return the trace, what was met, and whether x goes around."""
     index = torch.zeros(rows, dtype=torch.long, device=problem.device)
-    x = problem.examples(index)
     arguments = problem.arguments.rows(index)
-    own = map_tensors(Tensor.clone, x)  # it may write to them
+    own = map_tensors(Tensor.clone, problem.examples(index))  # it may write to them
     tracing, met, states = Tracing(own, (index, arguments)), {}, RandomStates.capture(problem.device)
     before: list[tuple[Tensor, Tensor]] = []
 
@@ -124,9 +123,9 @@ def _traced(
     if missing:
         raise never_reached(missing[0], "layer")
     if rows == ROWS[0]:
-        _check_handed_on(problem, sites, (x, index), states, value)
+        _check_handed_on(problem, sites, index, states, value)
     aims = not isinstance(problem.target, NoTarget)
-    if aims and not tracing.seated(value) and not _moves(problem, sites, (x, index), states, met.keys()):
+    if aims and not tracing.seated(value) and not _moves(problem, sites, index, states, met.keys()):
         raise ArgumentError(
             "layer", f"the target does not depend on {in_words(sites)}", "a layer that runs before the target"
         )
@@ -134,13 +133,13 @@ def _traced(
 
 
 def _check_handed_on(
-    problem: Problem, sites: tuple[Site, ...], rows: tuple[Tensors, Tensor], states: RandomStates, value: Tensor
+    problem: Problem, sites: tuple[Site, ...], index: Tensor, states: RandomStates, value: Tensor
 ) -> None:
     """Refuse layers whose own value, put back as another tensor, changes the target.
 
     Such a layer hands on a tensor that has other names, and the model writes to it under one of them.
     """
-    plain = [_plain_value(problem, *rows, states) for _ in range(2)]
+    plain = [_plain_value(problem, index, states) for _ in range(2)]
     loose = 1e-2 if value.dtype.itemsize < 4 else 1e-4
     same = [torch.allclose(plain[0], other, rtol=loose, atol=loose) for other in (value, plain[1])]
     if not same[0] and same[1]:  # a model whose passes differ by themselves is told of elsewhere
@@ -152,7 +151,7 @@ def _check_handed_on(
 def _moves(
     problem: Problem,
     sites: tuple[Site, ...],
-    rows: tuple[Tensors, Tensor],
+    index: Tensor,
     states: RandomStates,
     places: Collection[tuple[int, int, int]],
 ) -> bool:
@@ -161,9 +160,9 @@ def _moves(
     def move(site: int, call: int, leaves: list[Any]) -> list[Any]:
         return [_moved(leaf) if (site, call, place) in places else leaf for place, leaf in enumerate(leaves)]
 
-    plain, again = (_plain_value(problem, *rows, states) for _ in range(2))
+    plain, again = (_plain_value(problem, index, states) for _ in range(2))
     with hooked(sites, move):
-        moved = _plain_value(problem, *rows, states)
+        moved = _plain_value(problem, index, states)
     return torch.equal(plain, again) and not torch.equal(plain, moved)
 
 
@@ -172,12 +171,11 @@ def _moved(value: Tensor) -> Tensor:
     return value + torch.linspace(1, 2, value.numel(), dtype=value.dtype, device=value.device).view(value.shape)
 
 
-def _plain_value(problem: Problem, x: Tensors, index: Tensor, states: RandomStates) -> Tensor:
+def _plain_value(problem: Problem, index: Tensor, states: RandomStates) -> Tensor:
     """Return the target's value as the model gives it, with the random numbers of another pass."""
     states.restore()
-    rows, arguments = map_tensors(Tensor.clone, x), problem.arguments.rows(index)
-    with problem.target.watching(problem.model):
-        return problem.target.select(problem.model(rows, arguments), index)
+    value: Tensor = results(problem, index, USUAL)[-1]
+    return value
 
 
 def _explained(site: Site, call: int, leaves: list[Any], tracing: Tracing) -> dict[int, Tensor]:

@@ -88,7 +88,7 @@ class TailModel(Model):
         with mode:
             raw = self._run(rows, given, rest, mode.reach)
         del given
-        mode.end(raw)
+        mode.end()
         return raw
 
     def _run(self, rows: Tensors, given: Tensors, rest: Any, reach: Callable[[], None]) -> Any:

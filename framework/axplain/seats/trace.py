@@ -161,11 +161,12 @@ class Tracing(_Mode):
         self._before(name, given, read)
         result = func(*args, **kwargs)
         leaves, tree = tree_flatten(result)
-        self._memories.met([*given, *(leaf for leaf in leaves if isinstance(leaf, Tensor))])
+        made = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self._memories.met([*given, *made])
         dependent, seated = any(map(self.depends, read)), any(map(self.seated, read))
         if target is not None:
             self._memories.write(target, dependent=dependent, seated=seated)
-        self._name(leaves, dependent=dependent, seated=seated)
+        self._name(made, dependent=dependent, seated=seated)
         if self.reached:
             self.switches |= name.name == SWITCH
             # what is kept of before the seat are copies, and a write to one does not reach the others
@@ -186,11 +187,10 @@ class Tracing(_Mode):
         else:
             self._memories.foreign |= {address(tensor) for tensor in given if id(tensor) not in self._made}
 
-    def _name(self, leaves: list[Any], *, dependent: bool, seated: bool) -> None:
+    def _name(self, made: list[Tensor], *, dependent: bool, seated: bool) -> None:
         """Note where what an operation gave comes from."""
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        names = {id(tensor) for tensor in tensors}
-        self._held += tensors
+        names = {id(tensor) for tensor in made}
+        self._held += made
         self._depends |= names if dependent else set()
         self._seated |= names if seated else set()
         self._behind |= names if self.reached else set()
@@ -387,8 +387,8 @@ class Skipping(_InStep):
         self._used = {position for position, _ in kept}
         self._blanks = Blanks()
 
-    def end(self, raw: Any) -> None:
-        """Raise where the model returns or keeps what has no numbers: it did neither in the trace."""
+    def end(self) -> None:
+        """Raise where anybody holds what has no numbers: the model returned or kept nothing of it in the trace."""
         if self._blanks.held():
             raise Diverged
 

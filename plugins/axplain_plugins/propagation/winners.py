@@ -18,10 +18,10 @@ def pool_with_winners(name: str) -> Callable[..., tuple[Any, ...]]:
     pool = getattr(functional, name)
 
     def run(_: Any, *arguments: Any, **keywords: Any) -> tuple[Any, ...]:
-        arguments, keywords = arguments[:6], {**keywords, "return_indices": True}  # the seventh says the same
+        arguments = arguments[:6]  # the seventh says whether to tell the winners
         if name == "max_pool2d" and arguments and gains(arguments[0]):
             return pooled(*arguments, **keywords)
-        values, winners = pool(*arguments, **keywords)
+        values, winners = pool(*arguments, **{**keywords, "return_indices": True})
         return values, winners
 
     return run
